@@ -1,0 +1,25 @@
+"""minigpt: large models from scratch. The table of contents, in reading order.
+
+engine/device.py         NumPy or CuPy: who owns an array, and moving it
+engine/autograd.py       Tensor (a value), Node (its history), record, backward, no_grad
+engine/ops.py            the primitive operations, each with its derivative
+engine/functional.py     the formulas of deep learning, each defined once, in primitive operations
+engine/fast_numpy.py     fast forward and backward pairs for some of them
+engine/fast_cupy.py      the same for CuPy
+nn/module.py             Module: parameters, state_dict, train and eval; initialisers; flat vectors
+nn/layers.py             Linear, Embedding, LayerNorm, Dropout, MLP
+nn/attention.py          the attention mixer and its state, keys and values
+nn/language.py           Block, LanguageModel
+nn/gpt.py                GPT-2's form: config, counts, Hugging Face's names
+datasets/tokenizers.py   text <-> ids
+datasets/text.py         corpora, windows, and what a model must beat
+training/config.py       one dataclass <-> command line <-> JSON
+training/optim.py        AdamW, SGD, clipping, schedules
+training/checkpoint.py   one safetensors file, written atomically
+training/trainer.py      the training loop
+generate.py              temperature, top-k, top-p; text as it comes
+"""
+
+from minigpt.engine.autograd import Tensor, no_grad
+
+__all__ = ["Tensor", "no_grad"]

@@ -1,0 +1,1 @@
+"""Data: text becomes tokens, tokens become windows, counting shows what a model must beat."""

@@ -1,0 +1,179 @@
+"""Text corpora, their windows, and what counting alone predicts."""
+
+import ast
+import bz2
+import difflib
+import hashlib
+import json
+import os
+import platform
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+
+NAMES = ["manual"]  # texts that need no file
+SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}
+MOST = 2_000_000  # tokens of each part that the n-grams read: a few seconds
+
+
+def manual(cache):
+    """Python's language reference and library docstrings, 1.76 M characters: 3 s, then cached."""
+    return cached(Path(cache) / f"manual-{platform.python_version()}.txt", read_manual)
+
+
+def read_manual():
+    """Distinct texts over 80 characters, shuffled; repeated paragraphs reward copying: they go."""
+    from pydoc_data.topics import topics
+
+    texts, root = [topics[name] for name in sorted(topics)], Path(os.__file__).parent
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    for path in sorted(root.rglob("*.py")):
+        if SKIPPED.isdisjoint(path.relative_to(root).parts):
+            with suppress(OSError, SyntaxError, ValueError):  # a dangling link, a template
+                nodes = ast.walk(ast.parse(path.read_bytes()))
+                texts += [ast.get_docstring(n) or "" for n in nodes if isinstance(n, documented)]
+    texts = list(dict.fromkeys(text for text in texts if len(text) > 80))
+    order = np.random.default_rng(19).permutation(len(texts))
+    paragraphs = "\n\n".join(texts[i] for i in order).split("\n\n")
+    return "\n\n".join(dict.fromkeys(paragraphs))
+
+
+def cached(path, make):
+    """The text of the file; if there is none, make(), which is written there for the next time."""
+    with suppress(OSError):
+        return path.read_bytes().decode()
+    text = make()
+    with suppress(OSError):  # a read-only folder: made again next time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(f"{path.name}.{os.getpid()}")
+        beside.write_bytes(text.encode())
+        beside.replace(path)  # whole or not at all, whoever else reads or writes it now
+    return text
+
+
+def read_files(paths):
+    """The text of UTF-8 files, joined by line ends; Windows' line ends and byte order marks go.
+
+    Raises FileNotFoundError for a missing file, ValueError for a folder, no text or no UTF-8.
+    """
+    texts = []
+    for path in map(Path, paths):
+        if not path.exists():
+            near = difflib.get_close_matches(str(path), NAMES)
+            remedy = f"did you mean {near[0]}?" if near else f"check the path or use {NAMES[0]}"
+            raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
+        if path.is_dir():
+            raise ValueError(f"{path}: expected a text file, got a folder; name files in it")
+        try:
+            text = path.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
+        except UnicodeDecodeError as e:
+            line = e.object.count(b"\n", 0, e.start) + 1
+            got = f"byte 0x{e.object[e.start]:02x} in line {line}; convert it, say with iconv"
+            raise ValueError(f"{path}: expected UTF-8 text, got {got}") from None
+        if not text.strip():
+            raise ValueError(f"{path}: expected text, got an empty file; name another")
+        texts.append(text)
+    return "\n".join(texts)
+
+
+def load(names, cache):
+    """Words of a command line, "manual" or paths -> (label, text).  Raises as read_files does."""
+    texts = [manual(cache) if name == "manual" else read_files([name]) for name in names]
+    more = f"+{len(names) - 1}" if names[1:] else ""
+    return Path(names[0]).stem + more, "\n".join(texts)
+
+
+def split(ids, block_size):
+    """ids (N,) -> training, validation (the last 10 %).  Raises ValueError if they are few."""
+    if len(ids) <= 10 * block_size:
+        need = f"more than {10 * block_size} tokens (a context to validate, nine to train)"
+        raise ValueError(f"split: expected {need}, got {len(ids)}; add text or lower --block-size")
+    return np.split(ids, [len(ids) * 9 // 10])
+
+
+class Windows:
+    """Windows of T = block_size tokens in random order, each once per epoch; len(ids) > T.
+
+    They lie side by side, from another offset each epoch, so that their boundaries differ;
+    (seed, epoch) gives offset and order: its position is all that resuming a stream takes.
+    """
+
+    def __init__(self, ids, block_size, seed):
+        self.ids, self.block_size, self.seed = ids, block_size, seed
+        self.position = {"epoch": 0, "index": 0}
+
+    def __len__(self):
+        return max(1, len(self.ids) // self.block_size - 1)  # they fit from every offset
+
+    @property
+    def position(self):
+        return {"epoch": self.epoch, "index": self.index}
+
+    @position.setter
+    def position(self, position):
+        self.epoch, self.index = position["epoch"], position["index"]
+        if self.index >= len(self):
+            raise ValueError(f"position: window {self.index} of {len(self)}; has the text changed?")
+        rng = np.random.default_rng((self.seed, self.epoch))
+        offsets = min(self.block_size, len(self.ids) - len(self) * self.block_size)
+        self._starts = rng.integers(offsets) + self.block_size * rng.permutation(len(self))
+
+    def batch(self, n):
+        """-> x, y (n, T) int32, y one token later; a batch may end one epoch and begin another."""
+        starts = np.empty((n, 1), int)
+        for i in range(n):
+            starts[i] = self._starts[self.index]
+            self.index += 1
+            if self.index == len(self):
+                self.position = {"epoch": self.epoch + 1, "index": 0}
+        at = starts + np.arange(self.block_size)
+        return self.ids[at], self.ids[at + 1]
+
+
+def windows_in_order(ids, block_size):
+    """ids (N,) -> x, y (windows, T): each token after the first a target once; fill 0 and -100."""
+    gap = -(len(ids) - 1) % block_size
+    x, y = np.pad(ids[:-1], (0, gap)), np.pad(ids[1:], (0, gap), constant_values=-100)
+    return x.reshape(-1, block_size), y.reshape(-1, block_size)
+
+
+def baselines(train, validation, vocab_size, text_of_validation, cache):
+    """What a model must beat on the validation part, in nats per character.
+
+    -> uniform, unigram, bzip2 (-9, of this part alone), n_grams (orders 1 to 7), best (of these)
+    and its order, read (tokens that these counted: the last of the training part).
+    """
+    ids, text = np.concatenate((train, validation)).tobytes(), text_of_validation.encode()
+    key = hashlib.sha256(f"{vocab_size} {len(train)} ".encode() + ids + text).hexdigest()[:16]
+
+    def count():
+        scale = len(validation) / len(text_of_validation)  # tokens per character
+        n_grams = scale * witten_bell(train[-MOST:], validation[:MOST], vocab_size)
+        bzip2 = 8 * np.log(2) * len(bz2.compress(text, 9)) / len(text_of_validation)
+        found = {"uniform": scale * np.log(vocab_size), "unigram": n_grams[0], "bzip2": bzip2}
+        found |= {"n_grams": list(n_grams), "best": min(n_grams), "read": min(len(train), MOST)}
+        return json.dumps(found | {"order": int(np.argmin(n_grams)) + 1})
+
+    return json.loads(cached(Path(cache) / f"baselines-{key}.json", count))
+
+
+def witten_bell(train, validation, vocab_size):
+    """Nats per token for orders k = 1 ... 7: P_k = (c(h,w) + T(h) P_{k-1}) / (c(h) + T(h)).
+
+    h: the k - 1 tokens before w; c: counts in train; T: kinds of tokens seen after h; P_0 = 1/V;
+    after an unseen h P_k = P_{k-1}.  Source: Witten and Bell 1991, method C.
+    """
+    tokens = np.concatenate((train, validation)).astype(np.int64)
+    context = np.zeros_like(tokens)  # h as its rank among all: rank * V + w fits in 64 bits
+    p, losses = np.full(len(validation), 1 / vocab_size), []
+    for _ in range(min(7, len(train))):
+        codes, code = np.unique(context * vocab_size + tokens, return_inverse=True)
+        c_hw = np.bincount(code[: -len(p)], minlength=len(codes))
+        c_h = np.bincount(context[: -len(p)], minlength=len(codes) + 1)
+        kinds = np.bincount(codes[c_hw > 0] // vocab_size, minlength=len(codes) + 1)
+        h, hw = context[-len(p) :], code[-len(p) :]
+        np.divide(c_hw[hw] + kinds[h] * p, c_h[h] + kinds[h], out=p, where=c_h[h] > 0)
+        losses.append(-np.log(p).mean())
+        context, tokens = code[:-1], tokens[1:]  # the string up to i is the context of i + 1
+    return np.array(losses)

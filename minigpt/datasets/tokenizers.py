@@ -1,0 +1,49 @@
+"""Text to token ids and back."""
+
+import numpy as np
+
+
+class CharTokenizer:
+    """One token per character: the id is the place in `characters` (distinct, sorted)."""
+
+    def __init__(self, characters):
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self._codes = code_points(characters)  # id -> code point
+        self._ids = np.full(0x110000, -1, np.int32)  # code point -> id, for all of Unicode: 4 MB
+        self._ids[self._codes] = np.arange(self.vocab_size)
+
+    @classmethod
+    def train(cls, text):
+        """The tokenizer whose vocabulary is the characters of the text."""
+        return cls("".join(sorted(set(text))))
+
+    def encode(self, text):
+        """text of N characters -> ids (N,) int32.  Raises ValueError naming unknown characters."""
+        ids = self._ids[code_points(text)]
+        if (ids < 0).any():
+            raise ValueError(f"encode: {self.unknown(text)!r} not in the vocabulary; leave it out")
+        return ids
+
+    def decode(self, ids):
+        """ids (N,) -> text of N characters"""
+        return self._codes[np.asarray(ids, int)].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def unknown(self, text):
+        """The distinct characters outside the vocabulary, in order of appearance."""
+        return "".join(c for c in dict.fromkeys(text) if c not in self.characters)
+
+    def config(self):
+        return {"kind": "char", "characters": self.characters}
+
+
+def code_points(text):
+    """text of N characters -> (N,) uint32; surrogates, a command line's stray bytes, pass."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+
+
+def tokenizer_from(config):
+    """The tokenizer whose config() this is.  Raises ValueError for an unknown kind."""
+    if config["kind"] != "char":
+        raise ValueError(f"tokenizer: expected kind 'char', got {config['kind']!r}; update minigpt")
+    return CharTokenizer(config["characters"])

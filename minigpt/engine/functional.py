@@ -1,0 +1,137 @@
+"""The formulas of deep learning, each defined once, in primitive ops.
+
+Under `@fused` a definition gives way to a fast pair of its name (`f_forward`, `f_backward` in
+fast_numpy or fast_cupy) where the library that owns the arrays has one. Any pair may be deleted:
+the same values come out, only later.
+"""
+
+from functools import wraps
+
+from minigpt.engine.autograd import mode, module_of, raw, record
+from minigpt.engine.device import uniform
+from minigpt.engine.ops import (
+    exp,
+    log,
+    matmul,
+    max,
+    mean,
+    reshape,
+    sqrt,
+    sum,
+    tanh,
+    transpose,
+    where,
+)
+
+PAIRS = {}  # name of the library -> the module with its fast pairs
+IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
+
+
+def fused(definition):
+    """Let the fast pair of this name, if there is one for the arrays, stand in for the definition."""
+    name = definition.__name__
+
+    @wraps(definition)
+    def call(*args, **options):
+        pairs = PAIRS.get(module_of(raw(args[0])).__name__) if mode.fast else None
+        forward = getattr(pairs, f"{name}_forward", None)
+        if forward is None:
+            return definition(*args, **options)
+        y, saved = forward(*(raw(x) for x in args), **options)
+        backward = getattr(pairs, f"{name}_backward")
+        return record(y, args, lambda dy: backward(dy, saved), name)
+
+    return call
+
+
+@fused
+def linear(x, w, b):
+    """y = x w + b.  x (..., I), w (I, O), b (O,) or None -> (..., O)"""
+    y = matmul(x, w)
+    return y if b is None else y + b
+
+
+@fused
+def embedding(w, ids):
+    """y = the rows of w that ids name.  w (V, C), ids (...) integers -> (..., C)"""
+    return w[ids]
+
+
+@fused
+def softmax(x, axis=-1):
+    """y = e^x / sum e^x along axis.  Source: Goodfellow et al. 2016, section 6.2.2.3"""
+    y = exp(x - max(x.detach(), axis, keepdims=True))  # the shift cancels; e^x cannot overflow
+    return y / sum(y, axis, keepdims=True)
+
+
+@fused
+def log_softmax(x, axis=-1):
+    """y = ln softmax(x) along axis, safe where the softmax itself would round to 0"""
+    x = x - max(x.detach(), axis, keepdims=True)
+    return x - log(sum(exp(x), axis, keepdims=True))
+
+
+@fused
+def cross_entropy(z, targets, count=None):
+    """-sum ln softmax(z)[target] / count.  z (..., V), targets (...) ids -> () in nats per target
+
+    Targets of -100 are not scored. `count` is what the sum is divided by: the scored targets here,
+    unless the caller knows those of the whole batch, of which this is a part.
+    Source: Goodfellow et al. 2016, section 6.2.2.3.
+    """
+    xp, targets = module_of(z.data), targets.reshape(-1)
+    scored = targets != IGNORED
+    logp = log_softmax(reshape(z, (targets.size, z.shape[-1])))
+    hit = logp[xp.arange(targets.size), xp.where(scored, targets, 0)]
+    return -sum(where(scored, hit, 0.0)) / float(count or scored.sum() or 1)
+
+
+@fused
+def layer_norm(x, w, b, eps=1e-5):
+    """y = (x - mean) / sqrt(variance + eps) w + b over the last axis.  x (..., C), w, b (C,)
+
+    Source: Ba et al. 2016, arXiv 1607.06450.
+    """
+    x = x - mean(x, -1, keepdims=True)
+    return x / sqrt(mean(x * x, -1, keepdims=True) + eps) * w + b
+
+
+@fused
+def gelu(x):
+    """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  Source: Hendrycks & Gimpel 2016"""
+    return x * 0.5 * (tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0)
+
+
+@fused
+def dropout(x, p, seed):
+    """y = x / (1 - p), or 0 with probability p; the integer seed fixes which.
+
+    Source: Srivastava et al. 2014, section 10, scaled during training as is usual now.
+    """
+    keep = uniform(module_of(x.data), x.shape, seed) >= p
+    return x * (keep.astype(x.dtype) * (1 / (1 - p)))
+
+
+def visible(xp, T, S, mask=None, window=None, causal=True):
+    """Which of S keys each of the last T positions may attend: bool, (1 or B, 1, T, S)."""
+    query, key = xp.arange(S - T, S)[:, None], xp.arange(S)[None]
+    seen = key <= query if causal else key < S + query * 0
+    if window is not None:
+        seen = seen & (key > query - window)
+    seen = seen[None, None]
+    return seen if mask is None else seen & (mask[:, None, None, :] != 0)
+
+
+@fused
+def attention(q, k, v, mask=None, window=None, causal=True):
+    """y = softmax(q k^T / sqrt(D)) v.  q (B, H, T, D), k, v (B, H, S, D) -> (B, H, T, D)
+
+    The queries are the last T of S positions; causal: each sees keys up to its own position, with a
+    window the last `window` of them. mask (B, S): keys with 0 are padding, never seen.
+    A query that sees nothing gets zeros.
+    Source: Vaswani et al. 2017, section 3.2.1; window: Brown et al. 2020, section 2.1.
+    """
+    seen = visible(module_of(q.data), q.shape[2], k.shape[2], mask, window, causal)
+    z = matmul(q, transpose(k, (0, 1, 3, 2))) * q.shape[3] ** -0.5
+    p = softmax(where(seen, z, -1e30))  # finite, so that a row without keys is no NaN
+    return matmul(where(seen, p, 0.0), v)

@@ -1,0 +1,219 @@
+"""The primitive operations: each computes on arrays and records its derivative beside it.
+
+Operands are Tensors, arrays or numbers; shapes broadcast as in NumPy, and the engine sums each
+gradient back to its input's shape. The last lines give Tensor its operators.
+"""
+
+import math
+
+from minigpt.engine.autograd import Tensor, module_of, raw, record
+
+
+def add(a, b):
+    """y = a + b"""
+    return record(raw(a) + raw(b), (a, b), lambda dy: (dy, dy))
+
+
+def subtract(a, b):
+    """y = a - b"""
+    return record(raw(a) - raw(b), (a, b), lambda dy: (dy, -dy))
+
+
+def multiply(a, b):
+    """y = a b, elementwise"""
+    x, w = raw(a), raw(b)
+    return record(x * w, (a, b), lambda dy: (dy * w, dy * x))
+
+
+def divide(a, b):
+    """y = a / b, elementwise"""
+    w = raw(b)
+    y = raw(a) / w
+    return record(y, (a, b), lambda dy: (dy / w, -dy * y / w))  # dy/db = -a / b^2 = -y / b
+
+
+def negative(x):
+    """y = -x"""
+    return record(-x.data, (x,), lambda dy: (-dy,))
+
+
+def power(a, b):
+    """y = a^b, elementwise; the gradient for b is taken only where b is a Tensor (it needs log a)"""
+    x, p = raw(a), raw(b)
+    y = x**p
+    xp, traced = module_of(y), isinstance(b, Tensor)
+    return record(
+        y, (a, b), lambda dy: (dy * p * x ** (p - 1), dy * y * xp.log(x) if traced else None)
+    )
+
+
+def exp(x):
+    """y = e^x"""
+    y = module_of(x.data).exp(x.data)
+    return record(y, (x,), lambda dy: (dy * y,))  # dy/dx = y: keep y, let x go
+
+
+def log(x):
+    """y = ln x"""
+    x, a = x.data, x
+    return record(module_of(x).log(x), (a,), lambda dy: (dy / x,))
+
+
+def tanh(x):
+    """y = tanh x"""
+    y = module_of(x.data).tanh(x.data)
+    return record(y, (x,), lambda dy: (dy * (1 - y * y),))
+
+
+def sqrt(x):
+    """y = x^(1/2)"""
+    y = module_of(x.data).sqrt(x.data)
+    return record(y, (x,), lambda dy: (dy * 0.5 / y,))
+
+
+def clip(x, low=None, high=None):
+    """y = x held within [low, high]; no gradient where it was changed"""
+    x, a = x.data, x
+    y = module_of(x).clip(x, low, high)
+    return record(y, (a,), lambda dy: (dy * (x == y),))
+
+
+def where(condition, a, b):
+    """y = a where the bool array condition holds, else b"""
+    xp = module_of(condition)
+    y = xp.where(condition, raw(a), raw(b))
+    return record(
+        y, (a, b), lambda dy: (xp.where(condition, dy, 0.0), xp.where(condition, 0.0, dy))
+    )
+
+
+def _spread(dy, shape, axis, keepdims):
+    """The gradient dy of a reduction over axis, repeated over the input's shape (a view)."""
+    xp = module_of(dy)
+    if axis is not None and not keepdims:
+        dy = xp.expand_dims(dy, axis)
+    return xp.broadcast_to(dy, shape)
+
+
+def sum(x, axis=None, keepdims=False):
+    """y = sum of x over axis (an int, a tuple, or None = all)"""
+    shape = x.shape
+    y = x.data.sum(axis=axis, keepdims=keepdims)
+    return record(y, (x,), lambda dy: (_spread(dy, shape, axis, keepdims),))
+
+
+def mean(x, axis=None, keepdims=False):
+    """y = mean of x over axis (an int, a tuple, or None = all)"""
+    y = sum(x, axis, keepdims)
+    return y * (y.size / x.size)
+
+
+def max(x, axis=None, keepdims=False):
+    """y = largest x along axis; equal largest values share the gradient equally"""
+    a, x = x, x.data
+    y = x.max(axis=axis, keepdims=keepdims)
+
+    def backward(dy):
+        largest = x == _spread(y, x.shape, axis, keepdims)
+        share = largest / largest.sum(axis=axis, keepdims=True)
+        return (_spread(dy, x.shape, axis, keepdims) * share.astype(x.dtype),)
+
+    return record(y, (a,), backward)
+
+
+def matmul(a, b):
+    """y = a b over the last two axes, the others broadcast.  (..., N, K), (..., K, M) -> (..., N, M)
+
+    Vectors count as one row (a) or one column (b), as in NumPy.
+    """
+    x, w = raw(a), raw(b)
+    if w.ndim == 1:
+        y = matmul(a, reshape(b, (w.size, 1)))
+        return reshape(y, y.shape[:-1])
+    if x.ndim == 1:
+        y = matmul(reshape(a, (1, x.size)), b)
+        return reshape(y, y.shape[:-2] + y.shape[-1:])
+    if x.ndim > 2 and w.ndim == 2:  # one flat product: the fastest path of BLAS and of cuBLAS
+        rows = reshape(a, (math.prod(x.shape[:-1]), x.shape[-1]))
+        return reshape(matmul(rows, b), x.shape[:-1] + w.shape[1:])
+    return record(x @ w, (a, b), lambda dy: (dy @ w.swapaxes(-1, -2), x.swapaxes(-1, -2) @ dy))
+
+
+def reshape(x, shape):
+    """y = the elements of x in the same order, in another shape (one size may be -1)"""
+    before = x.shape
+    return record(raw(x).reshape(shape), (x,), lambda dy: (dy.reshape(before),))
+
+
+def transpose(x, axes=None):
+    """y = x with its axes permuted: axis i of y is axis axes[i] of x; None reverses them"""
+    axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(n % x.ndim for n in axes)
+    inverse = tuple(axes.index(i) for i in range(x.ndim))
+    return record(raw(x).transpose(axes), (x,), lambda dy: (dy.transpose(inverse),))
+
+
+def concatenate(xs, axis=0):
+    """y = the tensors one after the other along axis"""
+    arrays = [raw(x) for x in xs]
+    xp, ends, end = module_of(arrays[0]), [], 0
+    for x in arrays[:-1]:
+        ends.append(end := end + x.shape[axis])
+    return record(xp.concatenate(arrays, axis), xs, lambda dy: xp.split(dy, ends, axis))
+
+
+def stack(xs, axis=0):
+    """y = the tensors side by side along a new axis"""
+    shape = list(xs[0].shape)
+    shape.insert(axis if axis >= 0 else axis + len(shape) + 1, 1)
+    return concatenate([reshape(x, shape) for x in xs], axis)
+
+
+def split(x, parts, axis=0):
+    """x cut along axis into equal parts (an int), or before the given indices (a list) -> a tuple"""
+    xp, dtype = module_of(x.data), x.dtype
+    ys = xp.split(x.data, parts, axis)
+    shapes = [y.shape for y in ys]
+
+    def backward(*dys):  # parts that nobody used have no gradient
+        filled = [
+            xp.zeros(s, dtype) if dy is None else dy for dy, s in zip(dys, shapes, strict=True)
+        ]
+        return (xp.concatenate(filled, axis),)
+
+    return record(ys, (x,), backward)
+
+
+def getitem(x, index):
+    """y = x[index]: slices, integers, None, ... and integer or bool arrays; repeated indices add up"""
+    xp, shape, dtype = module_of(x.data), x.shape, x.dtype
+    keys = index if isinstance(index, tuple) else (index,)
+    basic = all(isinstance(key, (int, slice, type(None), type(...))) for key in keys)
+
+    def backward(dy):
+        dx = xp.zeros(shape, dtype)
+        if basic:  # no element is read twice
+            dx[index] = dy
+        else:
+            xp.add.at(dx, index, dy)
+        return (dx,)
+
+    return record(x.data[index], (x,), backward)
+
+
+def _reflected(op):
+    return lambda b, a: op(a, b)
+
+
+for _name, _op in {
+    "add": add,
+    "sub": subtract,
+    "mul": multiply,
+    "truediv": divide,
+    "pow": power,
+    "matmul": matmul,
+}.items():
+    setattr(Tensor, f"__{_name}__", _op)
+    setattr(Tensor, f"__r{_name}__", _reflected(_op))
+for _op in (exp, log, tanh, sqrt, clip, sum, mean, max, reshape, transpose, split):
+    setattr(Tensor, _op.__name__, _op)
+Tensor.__neg__, Tensor.__getitem__, Tensor.T = negative, getitem, property(transpose)

@@ -1,0 +1,86 @@
+"""Text from a language model: one token after the other, each drawn from the model's prediction."""
+
+import numpy as np
+
+from minigpt.engine.autograd import no_grad
+from minigpt.engine.device import module_of, to_numpy
+
+
+def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):
+    """Draw one id per row from softmax(logits / temperature).  logits (B, V) -> ids (B,), int32
+
+    temperature 0 takes the most likely id. top_k keeps the k most likely ids (Fan et al. 2018),
+    top_p the fewest whose probabilities reach p (Holtzman et al. 2020, section 3.1).
+    """
+    if temperature == 0:
+        return logits.argmax(-1).astype(np.int32)
+    order = np.argsort(-logits, axis=-1, kind="stable")  # most likely first
+    z = np.take_along_axis(logits, order, -1).astype(np.float64)
+    p = np.exp((z - z[:, :1]) / temperature)
+    p[:, top_k or p.shape[1] :] = 0
+    p /= p.sum(-1, keepdims=True)
+    if top_p is not None:
+        before = np.cumsum(p, -1) - p  # what the more likely ids have together
+        p[before >= top_p] = 0
+        p /= p.sum(-1, keepdims=True)
+    rank = (np.cumsum(p, -1) <= rng.random((len(p), 1))).sum(-1)
+    rank = np.minimum(rank, (p > 0).sum(-1) - 1)  # sums may round to just below 1
+    return order[np.arange(len(p)), rank].astype(np.int32)
+
+
+def left_pad(prompts):
+    """A list of id arrays -> ids (B, T) with zeros in front, mask (B, T), None if nothing is padded"""
+    T = max(len(prompt) for prompt in prompts)
+    ids = np.stack([np.pad(prompt, (T - len(prompt), 0)) for prompt in prompts]).astype(np.int32)
+    mask = np.stack([np.arange(T) >= T - len(prompt) for prompt in prompts]).astype(np.int32)
+    return ids, None if mask.all() else mask
+
+
+def generate(model, prompts, tokens, rng, **how):
+    """Yield the next `tokens` ids (B,) of each of B prompts, drawn by choose(..., **how).
+
+    Each token is read once: the model's state remembers it. When block_size positions are full,
+    the last block_size // 2 tokens are read again as if the text began there; of a longer prompt,
+    the last block_size tokens are read.
+    """
+    if not all(len(prompt) for prompt in prompts):
+        raise ValueError("generate: expected prompts of at least one token, got an empty one")
+    ids, mask = left_pad(prompts)
+    size = model.block_size
+    ids, mask = ids[:, -size:], mask if mask is None else mask[:, -size:]
+    state, new = model.new_state(len(ids)), ids
+    for _ in range(tokens):
+        if state.length + new.shape[1] > size:
+            state, new = model.new_state(len(ids)), ids[:, -max(1, size // 2) :]
+        logits = _read(model, new, mask, state)
+        chosen = choose(logits, rng, **how)
+        yield chosen
+        new = chosen[:, None]
+        ids = np.concatenate([ids, new], axis=1)[:, -size:]
+        if mask is not None:
+            mask = np.concatenate([mask, np.ones_like(new)], axis=1)[:, -size:]
+
+
+def _read(model, ids, mask, state):
+    """Read ids into the state -> logits (B, V) of what follows. Not in generate itself: its
+    no_grad would reach into the caller between two tokens."""
+    xp = module_of(next(iter(model.named_parameters().values())).data)
+    mask = None if mask is None else xp.asarray(mask[:, -ids.shape[1] :])
+    with no_grad():
+        logits, _ = model(xp.asarray(ids), mask=mask, state=state)
+        return to_numpy(logits.data[:, -1])
+
+
+def stream(model, tokenizer, prompt, tokens, rng, stop=None, **how):
+    """Yield the text that follows the prompt piece by piece, up to `stop` if that string comes."""
+    held = ""  # decoded, but perhaps the beginning of stop
+    for ids in generate(model, [tokenizer.encode(prompt)], tokens, rng, **how):
+        held += tokenizer.decode(ids)
+        if stop and stop in held:
+            yield held[: held.index(stop)]
+            return
+        sizes = range(min(len(held), len(stop) - 1) if stop else 0, 0, -1)
+        keep = next((n for n in sizes if held.endswith(stop[:n])), 0)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held

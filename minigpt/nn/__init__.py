@@ -1,0 +1,1 @@
+"""Layers and models, made of the engine's formulas."""

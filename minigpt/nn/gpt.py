@@ -1,0 +1,88 @@
+"""GPT-2's form of the Transformer: config, counts, and Hugging Face's names for its weights.
+
+Source: Radford et al. 2019, section 2.3: pre-LayerNorm, learned positions, tanh-GELU, tied head,
+residual projections that start smaller by 1 / sqrt(2 n_layer). Attention weights are not dropped.
+"""
+
+from dataclasses import dataclass
+
+from minigpt.nn.attention import Attention
+from minigpt.nn.language import Block, LanguageModel
+from minigpt.nn.layers import MLP, LayerNorm
+
+HUGGING_FACE = (  # our name -> transformers' GPT2LMHeadModel; weights are (in, out) in both
+    ("embedding.", "transformer.wte."),
+    ("position.", "transformer.wpe."),
+    ("blocks.", "transformer.h."),
+    (".norm1.", ".ln_1."),
+    (".norm2.", ".ln_2."),
+    (".mixer.qkv.", ".attn.c_attn."),
+    (".mixer.out.", ".attn.c_proj."),
+    (".mlp.up.", ".mlp.c_fc."),
+    (".mlp.down.", ".mlp.c_proj."),
+    ("norm.", "transformer.ln_f."),
+)
+
+
+@dataclass
+class GPTConfig:
+    """The shape of a GPT, with nanoGPT's names; n_inner None means 4 n_embd."""
+
+    vocab_size: int
+    block_size: int = 256
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    n_inner: int | None = None
+    dropout: float = 0.0
+    layer_norm_epsilon: float = 1e-5
+
+    def __post_init__(self):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd: expected a multiple of n_head = {self.n_head}, got {self.n_embd}; "
+                f"try {-(-self.n_embd // self.n_head) * self.n_head}"
+            )
+
+
+class GPT(LanguageModel):
+    """A GPT-2 of the given config, its weights drawn from the Generator rng."""
+
+    def __init__(self, config, rng):
+        self.config = c = config
+        out_std = 0.02 / (2 * c.n_layer) ** 0.5
+        n_inner, eps = c.n_inner or 4 * c.n_embd, c.layer_norm_epsilon
+        blocks = [
+            Block(
+                LayerNorm(c.n_embd, eps),
+                Attention(c.n_embd, c.n_head, rng, p=c.dropout, out_std=out_std),
+                LayerNorm(c.n_embd, eps),
+                MLP(c.n_embd, n_inner, rng, p=c.dropout, out_std=out_std),
+            )
+            for _ in range(c.n_layer)
+        ]
+        norm = LayerNorm(c.n_embd, eps)
+        super().__init__(c.vocab_size, c.block_size, c.n_embd, blocks, norm, rng, c.dropout)
+
+    def flops_per_token(self):
+        """FLOPs to train on one token: 6 per weight in a matrix product, and attention's 6 L C T.
+
+        Forward is 2 per weight, backward twice that; T is block_size, halved because attention is
+        causal (12 L C T / 2). Source: Kaplan et al. 2020, section 2.1.
+        """
+        c, parameters = self.config, self.named_parameters()
+        weights = sum(
+            p.size for n, p in parameters.items() if p.ndim == 2 and n != "position.weight"
+        )
+        return 6 * weights + 6 * c.n_layer * c.n_embd * c.block_size
+
+
+def hugging_face_name(name):
+    """transformers' name of our parameter: blocks.0.mixer.qkv.weight -> transformer.h.0.attn...."""
+    for ours, theirs in HUGGING_FACE:
+        if ours.startswith(".") or name.startswith(ours):
+            name = name.replace(ours, theirs, 1)
+    return name

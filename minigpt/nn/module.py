@@ -1,0 +1,111 @@
+"""Module: a thing with parameters. Initialisers, and all parameters as one flat vector."""
+
+import numpy as np
+
+from minigpt.engine.autograd import Tensor
+from minigpt.engine.device import module_of, to_numpy
+
+
+def normal(rng, shape, std):
+    """A parameter drawn from N(0, std^2) by the Generator rng, float32."""
+    return Tensor(rng.standard_normal(shape, np.float32) * std, requires_grad=True)
+
+
+def constant(shape, value):
+    """A parameter that starts at value everywhere, float32."""
+    return Tensor(np.full(shape, value, np.float32), requires_grad=True)
+
+
+class Module:
+    """Parameters (Tensors) and children (Modules, lists of them) are attributes set in __init__.
+
+    They are walked in order of assignment; the dotted attribute names are the checkpoint's names.
+    """
+
+    training = True  # dropout asks
+
+    def __call__(self, *args, **options):
+        return self.forward(*args, **options)
+
+    def children(self):
+        """Yield (name, child module), lists unrolled as name.0, name.1, ..."""
+        for name, value in vars(self).items():
+            several = isinstance(value, list)
+            for key, child in enumerate(value) if several else [(None, value)]:
+                if isinstance(child, Module):
+                    yield f"{name}.{key}" if several else name, child
+
+    def named_parameters(self):
+        """{name: Tensor}; a parameter used in two places is listed once, under its first name."""
+        found = {name: p for name, p in vars(self).items() if isinstance(p, Tensor)}
+        for name, child in self.children():
+            found |= {f"{name}.{inner}": p for inner, p in child.named_parameters().items()}
+        first = {}
+        for name, p in found.items():
+            first.setdefault(id(p), (name, p))
+        return dict(first.values())
+
+    def parameter_count(self):
+        """How many numbers the model learns."""
+        return sum(p.size for p in self.named_parameters().values())
+
+    def state_dict(self):
+        """{name: NumPy array} of all parameters; not copies where they are in NumPy already."""
+        return {name: to_numpy(p.data) for name, p in self.named_parameters().items()}
+
+    def load_state_dict(self, arrays):
+        """Copy arrays into the parameters. Raises ValueError unless names and shapes agree."""
+        parameters = self.named_parameters()
+        for kind, names in (
+            ("missing", parameters.keys() - arrays.keys()),
+            ("unexpected", arrays.keys() - parameters.keys()),
+        ):
+            if names:
+                raise ValueError(
+                    f"weights: {kind} {', '.join(sorted(names)[:3])}; another model's?"
+                )
+        for name, p in parameters.items():
+            if arrays[name].shape != p.shape:
+                raise ValueError(
+                    f"weights: {name}: expected shape {p.shape}, got {arrays[name].shape}"
+                )
+            p.data[...] = module_of(p.data).asarray(arrays[name])
+
+    def train(self, training=True):
+        """Turn dropout on (or off) in this module and all below it; returns self."""
+        self.training = training
+        for _, child in self.children():
+            child.train(training)
+        return self
+
+    def eval(self):
+        """Turn dropout off: for validation and sampling; returns self."""
+        return self.train(False)
+
+    def to(self, xp=np, dtype=np.float32):
+        """Move the parameters to library xp (numpy or cupy) and dtype; flatten() comes after."""
+        for p in self.named_parameters().values():
+            p.data, p.grad = xp.asarray(p.data).astype(dtype), None
+        return self
+
+
+class Flat:
+    """All parameters of a model as views of one vector `data`, all gradients of another, `grad`.
+
+    The first `decayed` numbers are the matrices, which weight decay shrinks; biases and norms
+    follow. So an optimizer's step, clipping or saving is one call. Each slice starts at a multiple
+    of 64 bytes.
+    """
+
+    def __init__(self, model):
+        parameters = sorted(model.named_parameters().values(), key=lambda p: p.ndim < 2)
+        places, end, self.decayed = [], 0, 0
+        for p in parameters:
+            places.append(slice(end, end + p.size))
+            end += -(-p.size // 16) * 16
+            self.decayed = end if p.ndim >= 2 else self.decayed
+        xp, dtype = module_of(parameters[0].data), parameters[0].dtype
+        self.data, self.grad = xp.zeros(end, dtype), xp.zeros(end, dtype)
+        for p, place in zip(parameters, places, strict=True):
+            self.data[place] = p.data.reshape(-1)
+            p.data, p.grad = self.data[place].reshape(p.shape), self.grad[place].reshape(p.shape)

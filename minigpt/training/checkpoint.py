@@ -1,0 +1,73 @@
+"""A checkpoint: one safetensors file with all arrays, and all the rest as one JSON text in its header.
+
+Nothing is pickled: opening a stranger's file cannot run code. Equal states give equal bytes.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_bytes
+
+from minigpt.engine.device import to_numpy
+
+KEY, VERSION = "minigpt", 1  # where the JSON stands in the header, and the layout it has
+
+
+class CheckpointError(ValueError):
+    """A file that is not a whole checkpoint of this program; the text says what is wrong."""
+
+
+def save(path, arrays, about):
+    """Write {name: array} and the JSON-able dict `about` to path, or leave path as it was.
+
+    The file is written beside and renamed over: whatever happens, path holds an old or a new whole.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    arrays = {name: np.ascontiguousarray(to_numpy(a)) for name, a in arrays.items()}
+    header = {KEY: json.dumps({"version": VERSION, **about}, sort_keys=True)}
+    try:
+        with open(beside, "wb") as file:
+            file.write(to_bytes(arrays, header))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def load(path):
+    """path -> ({name: array}, about).
+
+    Raises FileNotFoundError, or CheckpointError for a file that is damaged, cut short, foreign, or
+    of another version.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; train one first")
+    try:
+        with safe_open(path, "numpy") as file:
+            about = (file.metadata() or {}).get(KEY)
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        about = about and json.loads(about)
+    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: damaged, or no safetensors file ({str(error).splitlines()[0]}); "
+            "use another checkpoint, or train anew with --overwrite"
+        ) from None
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")
+    if about.get("version") != VERSION:
+        raise CheckpointError(
+            f"{path}: expected checkpoint version {VERSION}, got {about.get('version')}; "
+            "open it with the minigpt that wrote it"
+        )
+    return arrays, about
+
+
+def weights(arrays):
+    """The model's part of a loaded checkpoint: all but the optimizer's arrays."""
+    return {name: a for name, a in arrays.items() if not name.startswith("optimizer.")}

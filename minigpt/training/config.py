@@ -1,0 +1,101 @@
+"""Everything a run can be told: one dataclass, which is also its command line and its JSON."""
+
+import argparse
+import difflib
+import math
+import operator
+from dataclasses import dataclass, field, fields
+
+from minigpt.training.optim import OPTIMIZERS, SCHEDULES
+
+COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
+
+
+def option(default, text, *bounds, **argument):
+    """A field with its help and the bounds of its number: option(3, "how many", (">=", 1))."""
+    metadata = {"help": text, "bounds": bounds, "argument": argument}
+    return field(default_factory=lambda: default, metadata=metadata)
+
+
+@dataclass
+class Config:
+    """The options of train.py; the texts are its --help."""
+
+    data: list = option(
+        ["manual"],
+        "what to read: manual (the documentation of this Python) or UTF-8 text files",
+        nargs="+",
+        metavar="NAME|PATH",
+    )
+    model: str = option("gpt", "the architecture", choices=["gpt"])
+    out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
+    steps: int = option(1000, "updates; fewer end sooner, more end lower", (">=", 1))
+    n_layer: int = option(4, "blocks; more see deeper patterns, each takes its time", (">=", 1))
+    n_head: int = option(4, "attention heads, a divisor of n-embd", (">=", 1))
+    n_embd: int = option(128, "width; raise it with the text and the steps", (">=", 1))
+    block_size: int = option(128, "context: how many tokens the model sees", (">=", 1))
+    batch_size: int = option(12, "windows per step; more make each step surer, slower", (">=", 1))
+    device: str = option("auto", "auto: a GPU if one answers", choices=["auto", "cpu", "gpu"])
+    dropout: float = option(0.0, "share dropped; raise it on small texts", (">=", 0), ("<", 1))
+    optimizer: str = option("adamw", "adamw, or sgd to compare", choices=[*OPTIMIZERS])
+    learning_rate: float = option(3e-3, "the peak; lower it if the loss jumps", (">", 0))
+    warmup: int = option(50, "steps in which the rate climbs to its peak", (">=", 0))
+    schedule: str = option("linear", "how the rate falls from there", choices=[*SCHEDULES])
+    weight_decay: float = option(0.1, "pull of the matrices towards 0", (">=", 0))
+    clip: float = option(1.0, "longest gradient; longer ones are shortened", (">", 0))
+    accumulate: int = option(1, "parts of a batch, one after the other: saves memory", (">=", 1))
+    eval_every: int = option(100, "steps between validations, with sample and save", (">=", 1))
+    seed: int = option(1337, "fixes the weights, the order of the text, the samples", (">=", 0))
+    plain: bool = option(False, "no fast pairs, definitions only: the same, later")
+
+    def __post_init__(self):
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"--accumulate: expected a divisor of --batch-size {self.batch_size}, "
+                f"got {self.accumulate}"
+            )
+
+
+def number(kind, *bounds):
+    """A parser of command line words into int or float within bounds; NaN is within none."""
+
+    def parse(word):
+        try:
+            value = kind(word)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and all(COMPARE[sign](value, b) for sign, b in bounds)):
+            wanted = "a whole number" if kind is int else "a number"
+            wanted += " " + " and ".join(f"{sign} {bound}" for sign, bound in bounds)
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {word!r}")
+        return value
+
+    return parse
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are one line with exit code 2, and name the nearest option."""
+
+    def error(self, message):
+        if message.startswith("unrecognized arguments: -"):
+            word = message.split()[2].partition("=")[0]
+            near = difflib.get_close_matches(word, self._option_string_actions, 1)
+            hint = f"did you mean {near[0]}?" if near else "--help lists them"
+            message = f"unknown option {word}; {hint}"
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def add_options(parser):
+    """Give the parser an option for every field; only those that are used reach the namespace."""
+    defaults = Config()
+    for f in fields(Config):
+        if f.name == "dropout":  # from here on for those who know why
+            parser = parser.add_argument_group("more")
+        default, how = getattr(defaults, f.name), dict(f.metadata["argument"])
+        if f.type is bool:
+            how["action"] = "store_true"
+        elif f.type in (int, float):
+            how |= {"type": number(f.type, *f.metadata["bounds"]), "metavar": "N"}
+        shown = f" (default {default})" if f.type in (int, float, str) and default else ""
+        name, how["help"] = f"--{f.name.replace('_', '-')}", f.metadata["help"] + shown
+        parser.add_argument(name, default=argparse.SUPPRESS, **how)

@@ -1,0 +1,100 @@
+"""Let a trained model write.
+
+python sample.py                                   the newest run in out/ writes
+python sample.py --prompt "The with statement"     ... and goes on from your words
+python sample.py out/manual-gpt --interactive      a prompt per line, until Ctrl-D
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from minigpt.datasets.tokenizers import tokenizer_from
+from minigpt.engine import device
+from minigpt.generate import stream
+from minigpt.nn.gpt import GPT, GPTConfig
+from minigpt.training import checkpoint
+from minigpt.training.config import Parser, number
+
+
+def options():
+    parser = Parser(
+        "sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add, whole = parser.add_argument, number(int, (">=", 1))
+    share = number(float, (">", 0), ("<=", 1))
+    add("run", nargs="?", metavar="DIR|FILE", help="a run's folder, or a checkpoint in it")
+    add("--prompt", metavar="TEXT", help="go on from here (default: standard input, if piped)")
+    add("--interactive", action="store_true", help="read prompts, one per line")
+    add("--tokens", type=whole, default=500, metavar="N", help="how many to write (default 500)")
+    add("--temperature", type=number(float, (">=", 0)), default=0.8, metavar="N",
+        help="0: always the likeliest; higher: wilder (default 0.8)")  # fmt: skip
+    add("--top-k", type=whole, metavar="N", help="draw from the N likeliest only")
+    add("--top-p", type=share, metavar="N", help="draw from the fewest that hold this probability")
+    add("--stop", metavar="TEXT", help="end before this text")
+    add("--count", type=whole, default=1, metavar="N", help="how many samples (default 1)")
+    add("--seed", type=number(int, (">=", 0)), default=1337, metavar="N", help="(default 1337)")
+    add("--device", choices=["auto", "cpu", "gpu"], default="auto", help="(default auto)")
+    return parser
+
+
+def main(words=None):
+    parser = options()
+    args = parser.parse_args(words)
+    try:
+        library, _ = device.select(args.device)
+        model, tokenizer = load(args.run or newest(), library)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    rng = np.random.default_rng(args.seed)
+    how = {name: getattr(args, name) for name in ("stop", "temperature", "top_k", "top_p")}
+
+    def write(prompt):
+        unknown = tokenizer.unknown(prompt)
+        if unknown:
+            print(f"sample.py: left out, not in the vocabulary: {unknown!r}", file=sys.stderr)
+            prompt = "".join(c for c in prompt if c not in unknown)
+        start = prompt or ("\n" if not tokenizer.unknown("\n") else tokenizer.decode([0]))
+        for _ in range(args.count):
+            print(prompt, end="", flush=True)
+            for piece in stream(model, tokenizer, start, args.tokens, rng, **how):
+                print(piece, end="", flush=True)
+            print()
+
+    if args.prompt is not None:
+        write(args.prompt)
+    elif not args.interactive:
+        write("" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n"))
+    while args.interactive:
+        try:
+            write(input("> "))
+        except EOFError:
+            return print()
+
+
+def newest():
+    """The folder in out/ whose checkpoint is the youngest."""
+    found = list(Path("out").glob("*/best.safetensors"))
+    if not found:
+        raise FileNotFoundError("out/: expected a trained model, found none; run train.py first")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def load(path, library):
+    """A run's folder or a checkpoint -> model, tokenizer"""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.safetensors"
+    arrays, about = checkpoint.load(path)
+    model = GPT(GPTConfig(**about["model"]), np.random.default_rng(0)).to(library).eval()
+    model.load_state_dict(checkpoint.weights(arrays))
+    return model, tokenizer_from(about["tokenizer"])
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        print()
