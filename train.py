@@ -82,7 +82,7 @@ def configure(resume, overwrite, given):
 
 def preprocess(config, saved):
     say("1 preprocess", f"{' '.join(config.data)}: reading ...")
-    _, characters = text.load(config.data, CACHE)
+    characters = text.load(config.data, CACHE)
     tokenizer = CharTokenizer.train(characters)
     ids = tokenizer.encode(characters)
     if saved and saved[1]["data"] != zlib.crc32(ids):

@@ -13,8 +13,8 @@ nn/language.py           Block, LanguageModel
 nn/gpt.py                GPT-2's form: config, counts, Hugging Face's names
 datasets/tokenizers.py   text <-> ids
 datasets/text.py         corpora, windows, and what a model must beat
-training/config.py       one dataclass <-> command line <-> JSON
 training/optim.py        AdamW, SGD, clipping, schedules
+training/config.py       one dataclass <-> command line <-> JSON
 training/checkpoint.py   one safetensors file, written atomically
 training/trainer.py      the training loop
 generate.py              temperature, top-k, top-p; text as it comes

@@ -18,24 +18,24 @@ MOST = 2_000_000  # tokens of each part that the n-grams read: a few seconds
 
 
 def manual(cache):
-    """Python's language reference and library docstrings, 1.76 M characters: 3 s, then cached."""
+    """Python's language reference and library docstrings, 1.7 M characters; 3 s, then cached."""
     return cached(Path(cache) / f"manual-{platform.python_version()}.txt", read_manual)
 
 
 def read_manual():
-    """Distinct texts over 80 characters, shuffled; repeated paragraphs reward copying: they go."""
+    """Documents over 80 characters, shuffled; repeated paragraphs reward copying, so they go."""
     from pydoc_data.topics import topics
 
-    texts, root = [topics[name] for name in sorted(topics)], Path(os.__file__).parent
-    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    documents, root = [topics[name] for name in sorted(topics)], Path(os.__file__).parent
+    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
     for path in sorted(root.rglob("*.py")):
         if SKIPPED.isdisjoint(path.relative_to(root).parts):
             with suppress(OSError, SyntaxError, ValueError):  # a dangling link, a template
                 nodes = ast.walk(ast.parse(path.read_bytes()))
-                texts += [ast.get_docstring(n) or "" for n in nodes if isinstance(n, documented)]
-    texts = list(dict.fromkeys(text for text in texts if len(text) > 80))
-    order = np.random.default_rng(19).permutation(len(texts))
-    paragraphs = "\n\n".join(texts[i] for i in order).split("\n\n")
+                documents += [ast.get_docstring(n) or "" for n in nodes if isinstance(n, kinds)]
+    documents = [text for text in documents if len(text) > 80]
+    order = np.random.default_rng(70).permutation(len(documents))
+    paragraphs = "\n\n".join(documents[i] for i in order).split("\n\n")
     return "\n\n".join(dict.fromkeys(paragraphs))
 
 
@@ -52,36 +52,31 @@ def cached(path, make):
     return text
 
 
-def read_files(paths):
-    """The text of UTF-8 files, joined by line ends; Windows' line ends and byte order marks go.
+def read_file(path):
+    """The text of a UTF-8 file; Windows' line ends and byte order mark go.
 
     Raises FileNotFoundError for a missing file, ValueError for a folder, no text or no UTF-8.
     """
-    texts = []
-    for path in map(Path, paths):
-        if not path.exists():
-            near = difflib.get_close_matches(str(path), NAMES)
-            remedy = f"did you mean {near[0]}?" if near else f"check the path or use {NAMES[0]}"
-            raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
-        if path.is_dir():
-            raise ValueError(f"{path}: expected a text file, got a folder; name files in it")
-        try:
-            text = path.read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
-        except UnicodeDecodeError as e:
-            line = e.object.count(b"\n", 0, e.start) + 1
-            got = f"byte 0x{e.object[e.start]:02x} in line {line}; convert it, say with iconv"
-            raise ValueError(f"{path}: expected UTF-8 text, got {got}") from None
-        if not text.strip():
-            raise ValueError(f"{path}: expected text, got an empty file; name another")
-        texts.append(text)
-    return "\n".join(texts)
+    if not os.path.exists(path):
+        near = difflib.get_close_matches(path, NAMES)
+        remedy = f"did you mean {near[0]}?" if near else f"check the path or use {NAMES[0]}"
+        raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: expected a text file, got a folder; name files in it")
+    try:
+        text = Path(path).read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as e:
+        line = e.object.count(b"\n", 0, e.start) + 1
+        got = f"byte 0x{e.object[e.start]:02x} in line {line}; convert it, say with iconv"
+        raise ValueError(f"{path}: expected UTF-8 text, got {got}") from None
+    if not text.strip():
+        raise ValueError(f"{path}: expected text, got an empty file; name another")
+    return text
 
 
 def load(names, cache):
-    """Words of a command line, "manual" or paths -> (label, text).  Raises as read_files does."""
-    texts = [manual(cache) if name == "manual" else read_files([name]) for name in names]
-    more = f"+{len(names) - 1}" if names[1:] else ""
-    return Path(names[0]).stem + more, "\n".join(texts)
+    """The texts of a command line, "manual" or paths, joined by line ends."""
+    return "\n".join(manual(cache) if name == "manual" else read_file(name) for name in names)
 
 
 def split(ids, block_size):
@@ -145,7 +140,7 @@ def baselines(train, validation, vocab_size, text_of_validation, cache):
     and its order, read (tokens that these counted: the last of the training part).
     """
     ids, text = np.concatenate((train, validation)).tobytes(), text_of_validation.encode()
-    key = hashlib.sha256(f"{vocab_size} {len(train)} ".encode() + ids + text).hexdigest()[:16]
+    key = hashlib.sha256(f"{vocab_size} ".encode() + ids + text).hexdigest()[:16]
 
     def count():
         scale = len(validation) / len(text_of_validation)  # tokens per character
@@ -164,7 +159,7 @@ def witten_bell(train, validation, vocab_size):
     h: the k - 1 tokens before w; c: counts in train; T: kinds of tokens seen after h; P_0 = 1/V;
     after an unseen h P_k = P_{k-1}.  Source: Witten and Bell 1991, method C.
     """
-    tokens = np.concatenate((train, validation)).astype(np.int64)
+    tokens = np.concatenate((train, validation))
     context = np.zeros_like(tokens)  # h as its rank among all: rank * V + w fits in 64 bits
     p, losses = np.full(len(validation), 1 / vocab_size), []
     for _ in range(min(7, len(train))):

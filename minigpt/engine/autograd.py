@@ -57,11 +57,11 @@ class Node:
     to old is a topological order, found without recursion.
     """
 
-    __slots__ = ("order", "inputs", "backward", "outputs", "grads", "name")
+    __slots__ = ("order", "inputs", "backward", "outputs", "name")
 
     def __init__(self, inputs, backward, outputs, name):
-        self.order, self.grads = next(_order), None
-        self.inputs, self.backward, self.outputs, self.name = inputs, backward, outputs, name
+        self.order, self.inputs, self.backward = next(_order), inputs, backward
+        self.outputs, self.name = outputs, name
 
 
 class Tensor:
@@ -151,8 +151,9 @@ class Tensor:
     def __repr__(self):
         op = f", op={self.node.name}" if self.node else ""
         grad = ", requires_grad=True" if self.requires_grad and not self.node else ""
-        values = np.array2string(self.data, separator=", ", threshold=20, prefix="Tensor(")
-        values = values if self.device == "cpu" else "..."
+        values = "..."
+        if self.device == "cpu":
+            values = np.array2string(self.data, separator=", ", threshold=20, prefix="Tensor(")
         return (
             f"Tensor({values}, shape={self.shape}, dtype={self.dtype}, "
             f"device={self.device}{op}{grad})"
@@ -188,8 +189,8 @@ def record(y, inputs, backward, name=None):
 
 def _walk(root, output, grad):
     """Carry grad from an output of root back to all leaves, youngest node first."""
-    waiting = []
-    _deliver(root, output, grad, waiting)
+    waiting, arrived = [], {}  # a heap of nodes, and the gradients at the outputs of each
+    _deliver(root, output, grad, waiting, arrived)
     while waiting:
         node = heappop(waiting)[1]
         if node.backward is None:
@@ -197,15 +198,15 @@ def _walk(root, output, grad):
                 f"backward: the graph of {node.name} was used and freed by an earlier backward(); "
                 "compute the result again, or add the losses and call backward() once"
             )
-        grads = node.backward(*node.grads)
-        inputs, node.inputs, node.backward, node.grads = node.inputs, None, None, None
+        grads = node.backward(*arrived.pop(node))
+        inputs, node.inputs, node.backward = node.inputs, None, None
         for source, dx in zip(inputs, grads, strict=True):
             if source is not None and dx is not None:
                 target, number, shape = source
-                _deliver(target, number, _unbroadcast(dx, shape), waiting)
+                _deliver(target, number, _unbroadcast(dx, shape), waiting, arrived)
 
 
-def _deliver(target, number, dx, waiting):
+def _deliver(target, number, dx, waiting, arrived):
     """Add dx to a leaf's own array, or to what waits at an output of a node."""
     if isinstance(target, Tensor):
         if target.grad is None:  # a copy: z = a + b hands the same dz to both
@@ -213,11 +214,11 @@ def _deliver(target, number, dx, waiting):
         else:
             target.grad += dx
         return
-    if target.grads is None:
-        target.grads = [None] * target.outputs
+    if target not in arrived:
+        arrived[target] = [None] * target.outputs
         heappush(waiting, (-target.order, target))
-    before = target.grads[number]
-    target.grads[number] = dx if before is None else before + dx
+    before = arrived[target][number]
+    arrived[target][number] = dx if before is None else before + dx
 
 
 def _unbroadcast(dx, shape):

@@ -35,7 +35,7 @@ def embedding_forward(w, ids):
 def embedding_backward(dy, saved):
     """Rows of dy with the same id are sorted together and summed, instead of added one by one."""
     shape, dtype, ids = saved
-    dw, ids = np.zeros(shape, dtype), ids.reshape(-1)
+    dw, ids = np.zeros(shape, dtype), ids.reshape(-1) % shape[0]
     if ids.size:
         order = np.argsort(ids, kind="stable")
         ids = ids[order]
@@ -80,6 +80,7 @@ _A = 2 * 0.7978845608028654  # gelu(x) = x sigmoid(a x + a c x^3), as tanh u = 2
 _AC = _A * 0.044715
 
 
+@np.errstate(over="ignore")  # e^z = inf far left, where s = 1 / inf = 0 is right
 def gelu_forward(x):
     """y = x s with s = sigmoid(a x + a c x^3), block by block in cache: eight passes, one of them exp."""
     flat = x.reshape(-1)
@@ -157,7 +158,7 @@ def attention_forward(q, k, v, mask=None, window=None, causal=True):
     p -= p.max(2, keepdims=True)
     np.exp(p, out=p)
     p /= p.sum(2, keepdims=True)
-    if mask is not None:
+    if hidden.all(-2).any():
         p *= ~hidden  # queries that see nothing
     y = np.empty((B, T, H, D), q.dtype).transpose(0, 2, 1, 3)
     np.matmul(p.swapaxes(2, 3), v, out=y)

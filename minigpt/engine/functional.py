@@ -6,6 +6,7 @@ the same values come out, only later.
 """
 
 from functools import wraps
+from inspect import signature
 
 from minigpt.engine.autograd import mode, module_of, raw, record
 from minigpt.engine.device import uniform
@@ -29,17 +30,21 @@ IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
 
 def fused(definition):
     """Let the fast pair of this name, if there is one for the arrays, stand in for the definition."""
-    name = definition.__name__
+    name, parameters = definition.__name__, signature(definition)
 
     @wraps(definition)
     def call(*args, **options):
+        if options:  # to their places: a pair's gradients come in the order of the parameters
+            bound = parameters.bind(*args, **options)
+            bound.apply_defaults()
+            args = bound.args
         pairs = PAIRS.get(module_of(raw(args[0])).__name__) if mode.fast else None
         forward = getattr(pairs, f"{name}_forward", None)
         if forward is None:
-            return definition(*args, **options)
-        y, saved = forward(*(raw(x) for x in args), **options)
-        backward = getattr(pairs, f"{name}_backward")
-        return record(y, args, lambda dy: backward(dy, saved), name)
+            return definition(*args)
+        y, saved = forward(*(raw(x) for x in args))
+        backward, rest = getattr(pairs, f"{name}_backward"), (None,) * len(args)
+        return record(y, args, lambda dy: (*backward(dy, saved), *rest)[: len(rest)], name)
 
     return call
 

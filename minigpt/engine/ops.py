@@ -42,9 +42,12 @@ def power(a, b):
     x, p = raw(a), raw(b)
     y = x**p
     xp, traced = module_of(y), isinstance(b, Tensor)
-    return record(
-        y, (a, b), lambda dy: (dy * p * x ** (p - 1), dy * y * xp.log(x) if traced else None)
-    )
+
+    def backward(dy):
+        db = dy * y * xp.log(x, dtype=y.dtype) if traced else None
+        return dy * p * x ** (p - 1), db
+
+    return record(y, (a, b), backward)
 
 
 def exp(x):
@@ -105,7 +108,7 @@ def sum(x, axis=None, keepdims=False):
 def mean(x, axis=None, keepdims=False):
     """y = mean of x over axis (an int, a tuple, or None = all)"""
     y = sum(x, axis, keepdims)
-    return y * (y.size / x.size)
+    return y * (y.size / x.size if x.size else math.nan)  # NaN as in NumPy
 
 
 def max(x, axis=None, keepdims=False):

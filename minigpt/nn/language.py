@@ -45,39 +45,35 @@ class LanguageModel(Module):
 
     def forward(self, ids, mask=None, state=None):
         past = state.length if state else 0
-        if past + ids.shape[1] > self.block_size:
-            raise ValueError(
-                f"model: expected at most block_size = {self.block_size} tokens, "
-                f"got {past + ids.shape[1]}; pass fewer, or start a new state"
-            )
-        mask = self._whole_mask(ids, mask, state)
-        x = self.dropout(self.embedding(ids) + self.position(self._positions(ids, mask, past)))
+        end = past + ids.shape[1]
+        if end > self.block_size:
+            size = f"block_size = {self.block_size} tokens"
+            raise ValueError(f"model: expected at most {size}, got {end}; start a new state")
+        mask, positions = self._places(ids, mask, past, state and state.mask)
+        x = self.dropout(self.embedding(ids) + self.position(positions))
         for i, block in enumerate(self.blocks):
-            x, after = block(x, mask, state.mixers[i] if state else None)
+            x, after = block(x, mask, state and state.mixers[i])
             if state:
                 state.mixers[i] = after
         if state:
-            state.mask, state.length = mask, past + ids.shape[1]
+            state.mask, state.length = mask, end
         logits = matmul(self.norm(x), transpose(self.embedding.weight))
         return (logits, state) if state else logits
 
-    def _whole_mask(self, ids, mask, state):
-        """The mask of past and new tokens together; None if nothing is padded."""
-        if mask is not None and mask.shape != ids.shape:
-            raise ValueError(f"model: expected a mask of shape {ids.shape}, got {mask.shape}")
-        past, before = (state.length, state.mask) if state else (0, None)
-        if mask is None and before is None:
-            return None
-        xp, (B, T) = module_of(ids), ids.shape
-        before = xp.ones((B, past), int) if before is None else before
-        return xp.concatenate([before, xp.ones((B, T), int) if mask is None else mask], axis=1)
+    def _places(self, ids, mask, past, before):
+        """-> the mask of past and new tokens together, None if none is padding; the new positions.
 
-    def _positions(self, ids, mask, past):
-        """Real tokens are numbered from 0; padding in front of them has position 0."""
-        xp = module_of(ids)
-        if mask is None:
-            return xp.arange(past, past + ids.shape[1])
-        return xp.clip(xp.cumsum(mask, axis=1) - 1, 0, None)[:, past:]
+        Real tokens are numbered from 0; padding in front of them has position 0.
+        """
+        xp, (B, T) = module_of(ids), ids.shape
+        if mask is not None and mask.shape != (B, T):
+            raise ValueError(f"model: expected a mask of shape {(B, T)}, got {mask.shape}")
+        if mask is None and before is None:
+            return None, xp.arange(past, past + T)
+        mask = xp.ones((B, T), int) if mask is None else mask
+        before = xp.ones((B, past), int) if before is None else before
+        mask = xp.concatenate([before, mask], axis=1)
+        return mask, xp.clip(xp.cumsum(mask, axis=1) - 1, 0, None)[:, past:]
 
     def new_state(self, B):
         """The state before the first token of B texts."""

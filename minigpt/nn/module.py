@@ -30,20 +30,18 @@ class Module:
     def children(self):
         """Yield (name, child module), lists unrolled as name.0, name.1, ..."""
         for name, value in vars(self).items():
-            several = isinstance(value, list)
-            for key, child in enumerate(value) if several else [(None, value)]:
+            found = enumerate(value) if isinstance(value, list) else [(None, value)]
+            for i, child in found:
                 if isinstance(child, Module):
-                    yield f"{name}.{key}" if several else name, child
+                    yield name if i is None else f"{name}.{i}", child
 
     def named_parameters(self):
         """{name: Tensor}; a parameter used in two places is listed once, under its first name."""
-        found = {name: p for name, p in vars(self).items() if isinstance(p, Tensor)}
+        pairs = [(name, p) for name, p in vars(self).items() if isinstance(p, Tensor)]
         for name, child in self.children():
-            found |= {f"{name}.{inner}": p for inner, p in child.named_parameters().items()}
-        first = {}
-        for name, p in found.items():
-            first.setdefault(id(p), (name, p))
-        return dict(first.values())
+            pairs += [(f"{name}.{inner}", p) for inner, p in child.named_parameters().items()]
+        first = {id(p): (name, p) for name, p in reversed(pairs)}
+        return dict(reversed(first.values()))
 
     def parameter_count(self):
         """How many numbers the model learns."""
@@ -56,19 +54,11 @@ class Module:
     def load_state_dict(self, arrays):
         """Copy arrays into the parameters. Raises ValueError unless names and shapes agree."""
         parameters = self.named_parameters()
-        for kind, names in (
-            ("missing", parameters.keys() - arrays.keys()),
-            ("unexpected", arrays.keys() - parameters.keys()),
-        ):
-            if names:
-                raise ValueError(
-                    f"weights: {kind} {', '.join(sorted(names)[:3])}; another model's?"
-                )
+        for name in sorted(parameters.keys() | arrays.keys()):
+            expected, got = (getattr(x.get(name), "shape", None) for x in (parameters, arrays))
+            if expected != got:
+                raise ValueError(f"weights: {name}: expected shape {expected}, got {got}")
         for name, p in parameters.items():
-            if arrays[name].shape != p.shape:
-                raise ValueError(
-                    f"weights: {name}: expected shape {p.shape}, got {arrays[name].shape}"
-                )
             p.data[...] = module_of(p.data).asarray(arrays[name])
 
     def train(self, training=True):
@@ -92,20 +82,18 @@ class Module:
 class Flat:
     """All parameters of a model as views of one vector `data`, all gradients of another, `grad`.
 
-    The first `decayed` numbers are the matrices, which weight decay shrinks; biases and norms
-    follow. So an optimizer's step, clipping or saving is one call. Each slice starts at a multiple
-    of 64 bytes.
+    So an optimizer's step, clipping or saving is one call. The first `decayed` numbers are the
+    matrices, which weight decay shrinks; then come biases and norms. Slices start at 64 bytes.
     """
 
     def __init__(self, model):
         parameters = sorted(model.named_parameters().values(), key=lambda p: p.ndim < 2)
-        places, end, self.decayed = [], 0, 0
-        for p in parameters:
-            places.append(slice(end, end + p.size))
-            end += -(-p.size // 16) * 16
-            self.decayed = end if p.ndim >= 2 else self.decayed
+        sizes = [-(-p.size // 16) * 16 for p in parameters]
         xp, dtype = module_of(parameters[0].data), parameters[0].dtype
-        self.data, self.grad = xp.zeros(end, dtype), xp.zeros(end, dtype)
-        for p, place in zip(parameters, places, strict=True):
+        self.data, self.grad = xp.zeros(sum(sizes), dtype), xp.zeros(sum(sizes), dtype)
+        self.decayed = sum(n for p, n in zip(parameters, sizes, strict=True) if p.ndim >= 2)
+        start = 0
+        for p, n in zip(parameters, sizes, strict=True):
+            place, start = slice(start, start + p.size), start + n
             self.data[place] = p.data.reshape(-1)
             p.data, p.grad = self.data[place].reshape(p.shape), self.grad[place].reshape(p.shape)

@@ -44,7 +44,7 @@ class Trainer:
         self.model, self.flat, self.optimizer, self.stream = model, flat, optimizer, stream
         self.validation, self.config, self.rng, self.out = validation, config, rng, Path(out)
         self.about, self.on_evaluate = about, on_evaluate
-        self.step, self.best, self.seconds, self.recent = 0, math.inf, 0.0, math.nan
+        self.step, self.best, self.seconds, self.recent = 0, math.inf, 0.0, 0.0
         self.stopped = False  # by Ctrl-C
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
@@ -68,7 +68,7 @@ class Trainer:
         rate = rate_at(self.step, c.steps, c.learning_rate, c.warmup, c.schedule)
         self.step += 1
         self.optimizer.step(rate, self.step)
-        self.recent = loss if self.step == 1 else 0.98 * self.recent + 0.02 * loss
+        self.recent += (loss - self.recent) * max(1 / self.step, 0.02)
         return loss
 
     def _first_bad(self, loss):

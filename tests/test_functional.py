@@ -1,0 +1,304 @@
+"""Every definition against a slow loop and differences; every fast pair against its definition."""
+
+import inspect
+import math
+import statistics
+
+import numpy as np
+import pytest
+from gradcheck import draw, gradcheck, is_float, run
+from strict import StrictArray, registered
+
+from minigpt.engine import fast_cupy, fast_numpy, functional
+from minigpt.engine.autograd import Tensor, no_grad, plain
+
+
+def heads(*shape, seed=0):
+    """q, k, v (B, H, T, D) as a model makes them: cut from one array, and transposed."""
+    B, H, T, D = shape
+    qkv = np.split(draw(B, T, 3 * H * D, seed=seed), 3, axis=-1)
+    return [x.reshape(B, T, H, D).transpose(0, 2, 1, 3) for x in qkv]
+
+
+def ids(*values):
+    return np.array(values)
+
+
+z5, qkv = draw(6, 5), heads(2, 3, 5, 2)
+some = ids(1, -100, 3, 2, -100, 4)
+left, right = ids([0, 0, 1, 1, 1], [1, 1, 1, 1, 1]), ids([1, 1, 1, 0, 0], [1, 1, 1, 1, 0]) > 0
+empty_row = ids([0, 0, 1, 1, 1], [0, 0, 0, 0, 0])
+LINEAR, NORM = (draw(5, 7, seed=1), draw(7, seed=2)), (draw(5, seed=1), draw(5, seed=2))
+
+# name of the definition: what is special -> the arguments
+CASES = {
+    "linear: matrix": (draw(3, 5), *LINEAR),
+    "linear: vector": (draw(5), *LINEAR),
+    "linear: three axes": (draw(2, 3, 5), *LINEAR),
+    "linear: views": (draw(5, 6)[:, ::-2].T, draw(7, 5, seed=1).T, LINEAR[1]),
+    "linear: one": (draw(1, 1), draw(1, 1, seed=1), draw(1, seed=2)),
+    "linear: no bias": (draw(3, 5), LINEAR[0], None),
+    "linear: batch of 0": (draw(2, 0, 5), *LINEAR),
+    "embedding: repeated": (draw(7, 3), ids([0, 6, 0], [0, 3, 3])),
+    "embedding: from the end": (draw(7, 3), ids(-1, 0, 6, -7, -1)),
+    "embedding: one": (draw(1, 1), ids(0)),
+    "embedding: views": (draw(3, 7)[::-1].T, ids([5, 1, 5], [2, 1, 0]).T),
+    "embedding: no ids": (draw(7, 3), np.zeros((2, 0), int)),
+    "softmax: rows": (draw(3, 5),),
+    "softmax: first axis": (draw(3, 5, 2), 0),
+    "softmax: view": (draw(7, 4)[::-2].T, -2),
+    "softmax: one": (draw(3, 1),),
+    "softmax: batch of 0": (draw(0, 3),),
+    "log_softmax: rows": (draw(3, 5),),
+    "log_softmax: first axis": (draw(3, 5, 2), 0),
+    "log_softmax: view": (draw(7, 4)[::-2].T, -1),
+    "log_softmax: batch of 0": (draw(0, 3),),
+    "cross_entropy: all": (z5, ids(1, 0, 3, 2, 2, 4)),
+    "cross_entropy: ignored": (z5, some),
+    "cross_entropy: none": (z5, np.full(6, -100)),
+    "cross_entropy: count": (z5, some, 11),
+    "cross_entropy: three axes": (draw(2, 3, 5), some.reshape(2, 3)),
+    "cross_entropy: views": (draw(5, 12)[::-1, ::2].T, np.repeat(some, 2)[::2]),
+    "cross_entropy: one": (draw(1, 1), ids(0)),
+    "cross_entropy: batch of 0": (draw(0, 5), np.zeros(0, int)),
+    "layer_norm: matrix": (draw(3, 5), *NORM),
+    "layer_norm: three axes": (draw(2, 3, 5), *NORM),
+    "layer_norm: vector": (draw(5), *NORM),
+    "layer_norm: view": (draw(5, 6)[::-1, ::2].T, *NORM),
+    "layer_norm: eps": (draw(3, 5), *NORM, 0.5),
+    "layer_norm: one": (draw(3, 1), draw(1, seed=1), draw(1, seed=2)),
+    "layer_norm: batch of 0": (draw(0, 5), *NORM),
+    "gelu: prime": (draw(7),),
+    "gelu: 0-d": (draw(),),
+    "gelu: view": (3.0 * draw(7, 4).T[:, ::-2],),
+    "gelu: tails": (np.array([-30.0, -11.0, 11.0, 30.0]),),
+    "gelu: empty": (draw(2, 0),),
+    "dropout: a third": (draw(3, 5), 0.3, 7),
+    "dropout: nothing": (draw(3, 5), 0, 7),
+    "dropout: view": (draw(5, 3).T, 0.5, 8),
+    "dropout: empty": (draw(0, 5), 0.5, 8),
+    "attention: causal": qkv,
+    "attention: arrays of their own": [draw(2, 1, 3, 5, seed=i) for i in range(3)],
+    "attention: not causal": (*qkv, None, None, False),
+    "attention: window": (*qkv, None, 2),
+    "attention: window, not causal": (*qkv, None, 2, False),
+    "attention: window of 0": (*qkv, None, 0),
+    "attention: padded left": (*qkv, left),
+    "attention: padded right": (*qkv, right),
+    "attention: padded right, not causal": (*qkv, right, None, False),
+    "attention: a row sees nothing": (*qkv, empty_row),
+    "attention: padded, window": (*qkv, left, 3),
+    "attention: last queries": (heads(2, 3, 2, 2, seed=1)[0], *qkv[1:]),
+    "attention: last query, padded": (heads(2, 3, 1, 2, seed=1)[0], *qkv[1:], left),
+    "attention: one": heads(1, 1, 1, 1),
+    "attention: batch of 0": heads(0, 3, 5, 2),
+}
+
+
+def definition(case):
+    return getattr(functional, case.split(":")[0])
+
+
+def forwards(module):
+    return [name[: -len("_forward")] for name in vars(module) if name.endswith("_forward")]
+
+
+def cases_of(name):
+    found = [case for case in CASES if case.split(":")[0] == name]
+    assert found, f"the pair {name} has no case"
+    return found
+
+
+def linear_loop(x, w, b):
+    rows = x.reshape(-1, len(w)) if x.size else []
+    y = [sum(v * wi for v, wi in zip(r, w, strict=True)) + (0 if b is None else b) for r in rows]
+    return np.array(y).reshape(*x.shape[:-1], w.shape[1])
+
+
+def embedding_loop(w, ids):
+    return np.array([w[i] for i in ids.flat]).reshape(*ids.shape, w.shape[1])
+
+
+def softmax_loop(x, axis=-1):
+    def column(values):
+        powers = [math.exp(value) for value in values]
+        return np.array([power / sum(powers) for power in powers])
+
+    return np.apply_along_axis(column, axis, x) if x.size else x
+
+
+def log_softmax_loop(x, axis=-1):
+    return np.log(softmax_loop(x, axis))
+
+
+def cross_entropy_loop(z, targets, count=None):
+    losses = [
+        -math.log(softmax_loop(row)[target])
+        for row, target in zip(z.reshape(-1, z.shape[-1]), targets.ravel(), strict=True)
+        if target != -100
+    ]
+    return np.array(sum(losses) / (count or len(losses) or 1))
+
+
+def layer_norm_loop(x, w, b, eps=1e-5):
+    y = np.zeros(x.shape)
+    for index in np.ndindex(x.shape[:-1]):
+        variance = statistics.pvariance(x[index])
+        y[index] = (x[index] - statistics.mean(x[index])) / math.sqrt(variance + eps) * w + b
+    return y
+
+
+def gelu_loop(x):
+    def one(v):
+        return v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
+
+    return np.array([one(v) for v in x.flat]).reshape(x.shape)
+
+
+def dropout_loop(x, p, seed):
+    numbers = np.random.Generator(np.random.Philox(seed)).random(x.size, np.float32)
+    y = [v / (1 - p) if u >= p else 0.0 for v, u in zip(x.flat, numbers, strict=True)]
+    return np.array(y).reshape(x.shape)
+
+
+def attention_loop(q, k, v, mask=None, window=None, causal=True):
+    (B, H, T, D), S = q.shape, k.shape[2]
+    y = np.zeros((B, H, T, D))
+    for b, h, t in np.ndindex(B, H, T):
+        here = S - T + t
+        seen = [
+            s
+            for s in range(S)
+            if (not causal or s <= here)
+            and (window is None or s > here - window)
+            and (mask is None or mask[b, s])
+        ]
+        if seen:
+            p = softmax_loop(np.array([q[b, h, t] @ k[b, h, s] / math.sqrt(D) for s in seen]))
+            y[b, h, t] = sum(weight * v[b, h, s] for weight, s in zip(p, seen, strict=True))
+    return y
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_matches_a_slow_loop(case):
+    expected = globals()[f"{definition(case).__name__}_loop"](*CASES[case])
+    [y], _ = run(definition(case), *CASES[case])
+    assert y.shape == expected.shape
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradient_matches_differences(case):
+    gradcheck(definition(case), *CASES[case])
+
+
+# float32 rounds at 6e-8; up to 30 terms of size 3 are summed in another order
+@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-5)])
+@pytest.mark.parametrize("name", forwards(fast_numpy))
+def test_every_pair_equals_its_definition(name, dtype, tolerance):
+    for case in cases_of(name):
+        with plain():
+            expected = run(definition(case), *CASES[case], dtype=dtype)
+        got = run(definition(case), *CASES[case], dtype=dtype)
+        for y, e in zip(sum(got, []), sum(expected, []), strict=True):
+            assert y.shape == e.shape and y.dtype == e.dtype == dtype, case
+            np.testing.assert_allclose(y, e, rtol=tolerance, atol=tolerance, err_msg=case)
+
+
+@pytest.mark.parametrize("name", forwards(fast_cupy))
+def test_every_cupy_pair_equals_its_definition(name):
+    for case in cases_of(name):
+        with plain():
+            expected = run(definition(case), *CASES[case])
+        with registered(fast_cupy):
+            got = run(definition(case), *CASES[case], put=StrictArray)
+        for y, e in zip(sum(got, []), sum(expected, []), strict=True):
+            np.testing.assert_allclose(y, e, rtol=1e-12, atol=1e-12, err_msg=case)
+
+
+@pytest.mark.parametrize("module", [fast_numpy, fast_cupy])
+def test_every_pair_has_the_parameters_of_a_fused_definition(module):
+    for name in forwards(module):
+        formula = getattr(functional, name)
+        assert hasattr(formula, "__wrapped__"), f"{name} is not fused"
+        forward = getattr(module, f"{name}_forward")
+        assert inspect.signature(forward) == inspect.signature(formula)
+        assert list(inspect.signature(getattr(module, f"{name}_backward")).parameters)[1] == "saved"
+
+
+@pytest.mark.parametrize("name", forwards(fast_numpy))
+def test_pair_runs_unless_it_is_deleted_or_plain(name, monkeypatch):
+    *_, case = cases_of(name)
+    inputs = [Tensor(x, True) if is_float(x) else x for x in CASES[case]]
+    assert definition(case)(*inputs).node.name == name
+    with plain():
+        assert definition(case)(*inputs).node.name != name
+        expected = run(definition(case), *CASES[case])
+    monkeypatch.delattr(fast_numpy, f"{name}_forward")
+    got = run(definition(case), *CASES[case])
+    for y, e in zip(sum(got, []), sum(expected, []), strict=True):
+        np.testing.assert_array_equal(y, e)
+
+
+@pytest.mark.parametrize("mode", [plain, no_grad])
+@pytest.mark.parametrize("case", ["linear: matrix", "cross_entropy: count", "attention: window"])
+def test_arguments_by_name_and_by_position_give_the_same(case, mode):
+    f, args = definition(case), [Tensor(x, True) if np.ndim(x) > 1 else x for x in CASES[case]]
+    named = dict(zip(inspect.signature(f).parameters, args, strict=False))
+    with mode():
+        expected = f(*args).data
+    np.testing.assert_allclose(f(**named).data, expected, rtol=1e-12)
+
+
+def test_bias_passed_by_name_gets_its_gradient():
+    x, w, b = (Tensor(draw(*shape), requires_grad=True) for shape in [(3, 5), (5, 2), (2,)])
+    functional.linear(x, w, b=b).sum().backward()
+    assert b.grad.tolist() == [3, 3]
+
+
+def test_gelu_pair_is_the_same_over_several_blocks(monkeypatch):
+    x = draw(3, 7)
+    with plain():
+        expected = run(functional.gelu, x)
+    monkeypatch.setattr(fast_numpy, "_BLOCK", 4)
+    got = run(functional.gelu, x)
+    np.testing.assert_allclose(got[0], expected[0], rtol=1e-12)
+    np.testing.assert_allclose(got[1], expected[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("mode", [plain, no_grad])
+def test_gelu_of_outliers_is_x_or_zero_without_a_warning(mode):
+    x = np.array([-3e4, -11.0, 11.0, 3e4], np.float32)
+    with mode():
+        y = functional.gelu(Tensor(x)).data
+    np.testing.assert_allclose(y, [0, 0, 11, 3e4], atol=1e-7)
+
+
+@pytest.mark.parametrize("f", [functional.softmax, functional.log_softmax])
+def test_softmax_of_huge_logits_does_not_overflow(f):
+    y = f(Tensor(np.array([1000.0, 0.0]))).data
+    assert y.tolist() == ([1, 0] if f is functional.softmax else [0, -1000])
+
+
+def test_loss_of_ignored_targets_alone_is_zero_with_zero_gradient():
+    [loss], [dz] = run(functional.cross_entropy, *CASES["cross_entropy: none"])
+    assert loss == 0 and not dz.any()
+
+
+def test_row_that_sees_nothing_gives_zeros_and_finite_gradients():
+    q, k, v, mask = CASES["attention: a row sees nothing"]
+    [y], grads = run(functional.attention, q, k, v, mask)
+    assert not y[1].any() and not y[0, :, :2].any() and y[0, :, 2:].all()
+    assert all(np.isfinite(dx).all() and not dx[1].any() for dx in grads)
+
+
+def test_same_seed_gives_the_same_mask_and_another_seed_another():
+    x = Tensor(np.ones(1000))
+    a, b, c = (functional.dropout(x, 0.5, seed).data for seed in (1, 1, 2))
+    np.testing.assert_array_equal(a, b)
+    assert 400 < (a != c).sum() < 600  # 500 expected, the standard error is 16
+
+
+def test_dropout_preserves_the_mean():
+    y = functional.dropout(Tensor(np.ones(100_000)), 0.3, 5).data
+    assert abs(y.mean() - 1) < 0.01  # five standard errors: sqrt(0.3 / 0.7 / 100000) = 0.002

@@ -1,0 +1,310 @@
+"""The GPT: its values, gradients, state and padding, against PyTorch and against itself by other paths."""
+
+import math
+
+import numpy as np
+import pytest
+
+from minigpt import no_grad
+from minigpt.engine.functional import cross_entropy
+from minigpt.nn.gpt import GPT, GPTConfig, hugging_face_name
+from minigpt.nn.module import Flat
+from minigpt.training.optim import AdamW, clip
+
+TEXT = "the quick brown fox jumps over the lazy dog; a large language model learns to spell it. "
+
+
+def gpt(seed=0, dtype=np.float64, **shape):
+    shape = {"vocab_size": 11, "block_size": 8, "n_layer": 2, "n_head": 2, "n_embd": 12} | shape
+    return GPT(GPTConfig(**shape), np.random.default_rng(seed)).to(dtype=dtype)
+
+
+def scrambled(model, seed=1, std=0.3):
+    """Every parameter away from its start, so that none hides behind a zero or a one."""
+    rng = np.random.default_rng(seed)
+    for p in model.named_parameters().values():
+        p.data += rng.normal(0, std, p.shape)
+    return model
+
+
+def ids_of(model, *shape, seed=2):
+    return np.random.default_rng(seed).integers(0, model.config.vocab_size, shape)
+
+
+def gradients(model, loss):
+    loss.backward()
+    return {name: p.grad for name, p in model.named_parameters().items()}
+
+
+def hugging_face_twin(model):
+    """transformers' GPT-2 with the weights of the model."""
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    c = model.config
+    config = transformers.GPT2Config(
+        vocab_size=c.vocab_size, n_positions=c.block_size, n_embd=c.n_embd, n_layer=c.n_layer,
+        n_head=c.n_head, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, attn_implementation="eager",
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    twin = transformers.GPT2LMHeadModel(config).double()
+    weights = dict(twin.named_parameters())
+    assert weights.keys() == {hugging_face_name(name) for name in model.named_parameters()}
+    with torch.no_grad():
+        for name, p in model.named_parameters().items():
+            weights[hugging_face_name(name)].copy_(torch.from_numpy(p.data))
+    return torch, twin, weights
+
+
+def test_logits_and_all_gradients_equal_those_of_a_pytorch_gpt2():
+    model = scrambled(gpt(vocab_size=65, block_size=16, n_layer=3, n_head=4, n_embd=32))
+    torch, twin, weights = hugging_face_twin(model)
+    x, y = ids_of(model, 3, 13), ids_of(model, 3, 13, seed=3)
+    y[1, 5:] = -100
+    z, expected = model(x), twin(torch.from_numpy(x)).logits
+    np.testing.assert_allclose(z.data, expected.detach().numpy(), rtol=1e-9, atol=1e-9)
+    loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), torch.from_numpy(y).flatten())
+    loss.backward()
+    for name, grad in gradients(model, cross_entropy(z, y)).items():
+        other = weights[hugging_face_name(name)].grad.numpy()
+        np.testing.assert_allclose(grad, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
+
+
+def test_padded_logits_equal_those_of_a_pytorch_gpt2_given_the_same_positions():
+    model = scrambled(gpt())
+    torch, twin, _ = hugging_face_twin(model)
+    x, mask = ids_of(model, 3, 8), np.ones((3, 8), int)
+    mask[1, :3], mask[2, 5:] = 0, 0
+    positions = torch.from_numpy(np.clip(mask.cumsum(1) - 1, 0, None))
+    expected = twin(
+        torch.from_numpy(x), attention_mask=torch.from_numpy(mask), position_ids=positions
+    ).logits.detach()
+    real = mask == 1
+    np.testing.assert_allclose(model(x, mask).data[real], expected.numpy()[real], rtol=1e-9)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_padded_batch_gives_exactly_the_rows_alone(side):
+    model, lengths, T = scrambled(gpt()), (8, 5, 1), 8
+    x, y, mask = np.zeros((3, T), int), np.full((3, T), -100), np.zeros((3, T), int)
+    total = sum(lengths)
+    alone, summed = [], {}
+    for row, n in enumerate(lengths):
+        tokens, part = (
+            ids_of(model, n + 1, seed=row),
+            slice(T - n, T) if side == "left" else slice(n),
+        )
+        x[row, part], y[row, part], mask[row, part] = tokens[:-1], tokens[1:], 1
+        z = model(tokens[None, :-1])
+        alone.append((part, z.data[0]))
+        for name, grad in gradients(model, cross_entropy(z, tokens[1:], count=total)).items():
+            summed[name] = grad.copy()  # backward adds up row after row
+    for p in model.named_parameters().values():
+        p.grad = None
+    z = model(x, mask)
+    for row, (part, expected) in enumerate(alone):
+        np.testing.assert_allclose(z.data[row, part], expected, rtol=1e-12, atol=1e-12)
+    for name, grad in gradients(model, cross_entropy(z, y)).items():
+        np.testing.assert_allclose(grad, summed[name], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("pieces", [[1] * 8, [3, 1, 4], [8]])
+def test_logits_with_state_equal_those_without_at_every_position(pieces):
+    model = scrambled(gpt(dtype=np.float32))
+    x, at, state, parts = ids_of(model, 2, 8), 0, model.new_state(2), []
+    with no_grad():
+        for n in pieces:
+            z, state = model(x[:, at : at + n], state=state)
+            parts.append(z.data)
+            at += n
+        expected = model(x).data
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_state_remembers_the_padding_and_positions_of_a_ragged_batch():
+    model, x = scrambled(gpt()), None
+    x, mask = ids_of(model, 2, 8), np.ones((2, 8), int)
+    mask[0, :3] = 0
+    with no_grad():
+        first, state = model(x[:, :5], mask[:, :5], model.new_state(2))
+        rest = [model(x[:, t : t + 1], state=state)[0].data for t in range(5, 8)]
+        expected = model(x, mask).data
+    together = np.concatenate([first.data, *rest], 1)
+    np.testing.assert_allclose(together[mask == 1], expected[mask == 1], rtol=1e-12, atol=1e-12)
+
+
+def test_a_token_never_sees_the_tokens_after_it():
+    model = scrambled(gpt())
+    x = ids_of(model, 1, 8)
+    changed = x.copy()
+    changed[0, 5] = (changed[0, 5] + 1) % 11
+    before, after = model(x).data, model(changed).data
+    np.testing.assert_array_equal(before[:, :5], after[:, :5])
+    assert (np.abs(before - after)[:, 5:] > 1e-6).any(axis=2).all()
+
+
+def test_every_parameter_gets_a_gradient():
+    model = gpt()
+    x, y = ids_of(model, 4, 8), ids_of(model, 4, 8, seed=3)
+    for name, grad in gradients(model, cross_entropy(model(x), y)).items():
+        rows = grad.reshape(len(grad), -1)
+        if name.endswith("qkv.bias"):  # a bias on the keys shifts all scores of a query alike
+            rows = np.delete(rows, slice(12, 24), axis=0)
+        assert (rows != 0).any(axis=1).all(), name
+
+
+def test_the_first_loss_is_that_of_guessing():
+    model = gpt(dtype=np.float32, vocab_size=65, block_size=64, n_layer=4, n_head=4, n_embd=128)
+    loss = cross_entropy(model(ids_of(model, 12, 64)), ids_of(model, 12, 64, seed=3)).item()
+    assert abs(loss / math.log(65) - 1) < 0.02
+
+
+def train(model, x, y, steps, rate):
+    flat = Flat(model)
+    optimizer, losses = AdamW(flat, 0.1), []
+    for step in range(steps):
+        loss = cross_entropy(model(x), y)
+        loss.backward()
+        clip(flat.grad, 1.0)
+        optimizer.step(rate, step + 1)
+        losses.append(loss.item())
+    return losses
+
+
+def test_one_batch_is_learned_by_heart():
+    model = gpt(dtype=np.float32, n_embd=32, block_size=16)
+    x, y = ids_of(model, 4, 16), ids_of(model, 4, 16, seed=3)
+    assert train(model, x, y, 150, 1e-2)[-1] < 0.05
+
+
+def fixed_run():
+    """A model and a batch of the text above, all in float64."""
+    characters = sorted(set(TEXT))
+    ids = np.array([characters.index(c) for c in TEXT])
+    model = scrambled(gpt(vocab_size=len(characters), block_size=16, n_embd=16), std=0.02)
+    starts = np.arange(0, 64, 16)[:, None] + np.arange(16)
+    return model, ids[starts], ids[starts + 1]
+
+
+RECORDED = [
+    3.392311534939,
+    3.238304897973,
+    3.130632883977,
+    3.043396236081,
+    2.946780380793,
+    2.844403412245,
+    2.739052355852,
+    2.625373216567,
+    2.518172753527,
+    2.410657785648,
+]  # by PyTorch: test_pytorch_records_the_same_ten_losses
+
+
+def test_ten_losses_of_a_fixed_run_are_those_recorded():
+    np.testing.assert_allclose(train(*fixed_run(), 10, 1e-2), RECORDED, rtol=1e-10)
+
+
+def test_pytorch_records_the_same_ten_losses():
+    model, x, y = fixed_run()
+    torch, twin, _ = hugging_face_twin(model)
+    matrices = [p for p in twin.parameters() if p.ndim >= 2]
+    rest = [p for p in twin.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    optimizer, losses = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.99)), []
+    for _ in range(10):
+        z = twin(torch.from_numpy(x)).logits
+        loss = torch.nn.functional.cross_entropy(z.flatten(0, 1), torch.from_numpy(y).flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        norm = sum((p.grad**2).sum() for p in twin.parameters()) ** 0.5
+        for p in twin.parameters():  # PyTorch's own clipping adds 1e-6 to the norm
+            p.grad /= max(1.0, norm)
+        optimizer.step()
+        losses.append(loss.item())
+    np.testing.assert_allclose(losses, RECORDED, rtol=1e-10)
+
+
+def test_counts_follow_the_closed_form():
+    c = GPTConfig(vocab_size=50, block_size=32, n_layer=3, n_head=2, n_embd=8)
+    model, C = GPT(c, np.random.default_rng(0)), 8
+    block = 12 * C * C + 13 * C  # four C x C of attention, two C x 4C; 9C biases, 4C of two norms
+    assert model.parameter_count() == (50 + 32) * C + 3 * block + 2 * C
+    assert model.flops_per_token() == 6 * (3 * 12 * C * C + 50 * C) + 6 * 3 * C * 32
+
+
+def test_too_many_tokens_are_refused_with_and_without_state():
+    model = gpt()
+    with pytest.raises(ValueError, match="at most block_size = 8 tokens, got 9"):
+        model(ids_of(model, 1, 9))
+    with no_grad():
+        _, state = model(ids_of(model, 1, 8), state=model.new_state(1))
+        with pytest.raises(ValueError, match="got 9"):
+            model(ids_of(model, 1, 1), state=state)
+
+
+def test_a_mask_of_another_shape_is_refused():
+    model = gpt()
+    with pytest.raises(ValueError, match=r"expected a mask of shape \(2, 4\), got \(2, 3\)"):
+        model(ids_of(model, 2, 4), np.ones((2, 3), int))
+
+
+def test_a_state_is_refused_while_gradients_are_recorded():
+    model = gpt()
+    with pytest.raises(ValueError, match="no_grad"):
+        model(ids_of(model, 1, 3), state=model.new_state(1))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="multiple of n_head = 3, got 16; try 18"):
+        GPTConfig(vocab_size=5, n_head=3, n_embd=16)
+
+
+def test_dropout_acts_in_training_only_and_draws_from_the_models_generator():
+    model = gpt(dropout=0.5)
+    x = ids_of(model, 2, 8)
+    a, b = model(x).data, model(x).data
+    assert np.abs(a - b).max() > 1e-3
+    model.eval()
+    np.testing.assert_array_equal(model(x).data, model(x).data)
+    first = [scrambled(gpt(dropout=0.5))(x).data for _ in range(2)]
+    np.testing.assert_array_equal(*first)
+
+
+def test_weights_of_another_model_are_refused():
+    model = gpt()
+    arrays = model.state_dict()
+    with pytest.raises(
+        ValueError, match=r"blocks.2.mixer.out.bias: expected shape None, got \(12,\)"
+    ):
+        model.load_state_dict(gpt(n_layer=3).state_dict())
+    with pytest.raises(ValueError, match=r"norm.bias: expected shape \(12,\), got None"):
+        model.load_state_dict({n: a for n, a in arrays.items() if n != "norm.bias"})
+    with pytest.raises(ValueError, match=r"embedding.weight: expected shape \(11, 12\), got"):
+        model.load_state_dict(arrays | {"embedding.weight": np.zeros((10, 12))})
+
+
+def test_loaded_weights_give_the_same_logits():
+    model, other = scrambled(gpt()), gpt(seed=5)
+    other.load_state_dict(model.state_dict())
+    x = ids_of(model, 2, 8)
+    np.testing.assert_array_equal(model(x).data, other(x).data)
+
+
+def test_flat_vectors_hold_every_parameter_once_matrices_first():
+    model = gpt()
+    parameters, flat = model.named_parameters(), Flat(model)
+    for p in parameters.values():
+        assert np.shares_memory(p.data, flat.data) and np.shares_memory(p.grad, flat.grad)
+        start = (p.data.ctypes.data - flat.data.ctypes.data) // 8
+        assert start % 16 == 0 and (start < flat.decayed) == (p.ndim >= 2)
+    covered = np.zeros(flat.data.size, int)
+    for p in parameters.values():
+        start = (p.data.ctypes.data - flat.data.ctypes.data) // 8
+        covered[start : start + p.size] += 1
+    assert covered.max() == 1 and (flat.data[covered == 0] == 0).all()
+
+
+def test_a_tied_weight_is_listed_once():
+    model = gpt()
+    model.head = model.embedding
+    assert "head.weight" not in model.named_parameters()
+    assert "embedding.weight" in model.named_parameters()

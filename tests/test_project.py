@@ -1,0 +1,147 @@
+"""What the README and the table of contents promise: order, size, the commands and the examples."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minigpt
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "minigpt"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTENTS = re.findall(r"^(\S+\.py) ", minigpt.__doc__, re.M)
+CHAPTERS = [name for name in CONTENTS if name != "__init__.py"]
+
+
+def imported(path):
+    """The files of minigpt that a file imports, as the table of contents names them."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            file = "/".join(name.split(".")[1:]) + ".py"
+            if name.startswith("minigpt.") and (PACKAGE / file).is_file():
+                yield file
+
+
+def test_the_table_of_contents_lists_every_file_once():
+    files = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py")}
+    assert sorted(CHAPTERS) == sorted(f for f in files if not f.endswith("__init__.py"))
+
+
+@pytest.mark.parametrize("number", range(len(CHAPTERS)))
+def test_a_chapter_imports_only_earlier_ones(number):
+    assert set(imported(PACKAGE / CHAPTERS[number])) <= set(CHAPTERS[:number])
+
+
+@pytest.mark.parametrize(
+    "folder, allowed",
+    [
+        ("engine/fast_", ("engine/device.py",)),
+        ("nn/", ("engine/", "nn/")),
+        ("datasets/", ("engine/", "datasets/")),
+        ("training/", ("engine/", "training/", "nn/module.py")),
+        ("generate.py", ("engine/",)),
+    ],
+)
+def test_the_parts_meet_only_where_the_design_says(folder, allowed):
+    chapters = [c for c in CHAPTERS if c.startswith(folder)]
+    assert chapters
+    for chapter in chapters:
+        strays = [f for f in imported(PACKAGE / chapter) if not f.startswith(allowed)]
+        assert not strays, f"{chapter} imports {strays}"
+
+
+def test_cupy_is_imported_in_device_alone():
+    imports = re.compile(r"^\s*(import|from) cupyx?\b", re.M)
+    found = [p.name for p in PACKAGE.rglob("*.py") if imports.search(p.read_text(encoding="utf-8"))]
+    assert found == ["device.py"]
+
+
+def test_importing_minigpt_loads_numpy_and_nothing_else():
+    code = "import minigpt, sys; print(*{m.partition('.')[0] for m in sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "numpy" in loaded
+    assert not loaded & {"cupy", "torch", "tqdm", "safetensors", "argparse"}
+
+
+def test_the_package_stays_within_its_lines():
+    lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in PACKAGE.rglob("*.py"))
+    assert lines <= 1900
+
+
+GOLDEN = """
+import io, sys
+from contextlib import redirect_stdout
+lines, package = set(), sys.argv[1]
+def line(frame, event, arg):
+    if event == "line":
+        lines.add((frame.f_code.co_filename, frame.f_lineno))
+    return line
+def call(frame, event, arg):
+    return line(frame, event, arg) if frame.f_code.co_filename.startswith(package) else None
+sys.settrace(call)
+import sample, train
+with redirect_stdout(io.StringIO()):
+    train.main("--steps 4 --eval-every 2 --n-layer 1 --n-embd 16 --n-head 2".split())
+    sample.main(["--tokens", "200", "--prompt", "The with statement"])
+sys.settrace(None)
+print(len(lines))
+"""
+
+
+@pytest.mark.slow
+def test_the_golden_path_stays_within_its_lines(tmp_path):
+    """The distinct lines that default train.py and sample.py run; a small model runs the same."""
+    command = [sys.executable, "-W", "error", "-c", GOLDEN, str(PACKAGE)]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert 600 < int(done.stdout) <= 1200  # fewer than 600 would mean that the trace missed files
+
+
+def test_the_readme_opens_with_the_two_commands():
+    first = re.search(r"```sh\n(.*?)```", README, re.S)[1]
+    commands = [line.partition(" #")[0].strip() for line in first.splitlines()]
+    assert commands == [
+        "pip install -e . && python train.py",
+        'pip install -e ".[test]" && pytest',
+    ]
+
+
+def test_the_readmes_library_block_runs_and_prints_what_it_says():
+    block = re.search(r"```python\n(.*?)```", README, re.S)[1]
+    scope, checked = {}, 0
+    for line in re.split(r"\n(?=\S)", block):  # a statement with its indented lines
+        code, _, expected = line.partition("  # -> ")
+        if expected:
+            assert repr(eval(code, scope)) == expected.strip()
+            checked += 1
+        else:
+            exec(code, scope)
+    assert checked >= 2
+
+
+def test_every_option_that_the_readme_names_exists():
+    from minigpt.training.config import Parser, add_options
+    from sample import options
+
+    parser = Parser("train.py")
+    add_options(parser)
+    known = {*parser._option_string_actions, *options()._option_string_actions}
+    known |= {"--resume", "--overwrite"}
+    used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
+    assert used - known <= {"--rounds", "--json"}  # of the benchmark
+
+
+def test_the_continuous_integration_runs_the_readmes_test_command():
+    assert 'pip install -e ".[test]" && pytest' in (ROOT / ".ci/run").read_text()
