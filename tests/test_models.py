@@ -4,9 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from strict import registered, strict, syncs
 
 from minigpt import no_grad
+from minigpt.engine.autograd import plain
+from minigpt.engine.device import module_of, to_numpy
 from minigpt.engine.functional import cross_entropy
+from minigpt.generate import generate
 from minigpt.nn.gpt import GPT, GPTConfig, hugging_face_name
 from minigpt.nn.module import Flat
 from minigpt.training.optim import AdamW, clip
@@ -308,3 +312,34 @@ def test_a_tied_weight_is_listed_once():
     model.head = model.embedding
     assert "head.weight" not in model.named_parameters()
     assert "embedding.weight" in model.named_parameters()
+
+
+def steps_and_tokens(xp):
+    """Two whole training steps with dropout and accumulation, then ragged sampling, on library xp."""
+    model = scrambled(gpt(dropout=0.2)).to(xp, np.float64)
+    x, y = (xp.asarray(ids_of(model, 4, 8, seed=seed)) for seed in (2, 3))
+    flat = Flat(model)
+    optimizer, losses = AdamW(flat), []
+    for number in (1, 2):
+        for part in (slice(0, 2), slice(2, 4)):
+            loss = cross_entropy(model(x[part]), y[part], count=32)
+            loss.backward()
+            losses.append(loss.item())
+        clip(flat.grad, 0.1)
+        optimizer.step(1e-2, number)
+    assert module_of(flat.data) is xp and module_of(model.norm.bias.data) is xp
+    waits = dict(syncs)
+    prompts = [np.array([1, 2, 3]), np.array([4])]
+    tokens = list(generate(model.eval(), prompts, 20, np.random.default_rng(0)))
+    return to_numpy(flat.data), losses, np.array(tokens), waits
+
+
+def test_training_and_sampling_are_the_same_on_another_library_than_numpy():
+    with plain():
+        weights, losses, tokens, _ = steps_and_tokens(np)
+    with registered():
+        others, other_losses, other_tokens, waits = steps_and_tokens(strict)
+    np.testing.assert_allclose(others, weights, rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(other_losses, losses, rtol=1e-12)
+    np.testing.assert_array_equal(other_tokens, tokens)
+    assert waits == {"item": 4, "float": 2}  # the losses, and the norms that clip() compares
