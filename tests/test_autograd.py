@@ -106,7 +106,7 @@ def test_chain_of_20000_operations_is_freed_without_backward():
 def test_second_backward_is_refused():
     loss = leaf(3).exp().sum()
     loss.backward()
-    with pytest.raises(RuntimeError, match="compute the result again"):
+    with pytest.raises(RuntimeError, match="compute it again"):
         loss.backward()
 
 
@@ -115,7 +115,7 @@ def test_freed_part_that_two_losses_share_is_refused():
     shared = x.exp()
     a, b = shared.sum(), (shared * 2.0).sum()
     a.backward()
-    with pytest.raises(RuntimeError, match="graph of exp was used and freed"):
+    with pytest.raises(RuntimeError, match="exp was freed by an earlier"):
         b.backward()
 
 
@@ -263,8 +263,8 @@ def test_no_grad_holds_for_its_own_thread_only():
     (RuntimeError, r"where\(\).*t\.data", lambda t: t.__setitem__(0, 1.0)),
     (RuntimeError, r"detach\(\)", lambda t: np.asarray(t)),
     (RuntimeError, r"detach\(\)", lambda t: np.from_dlpack(t)),
-    (ValueError, r"scalar.*\(3,\).*sum\(\)", lambda t: t.backward()),
-    (ValueError, r"expected grad of shape \(3,\), got \(2,\)", lambda t: t.backward(np.ones(2))),
+    (ValueError, r"shape \(3,\), got none; sum\(\)", lambda t: t.backward()),
+    (ValueError, r"gradient of shape \(3,\), got \(2,\)", lambda t: t.backward(np.ones(2))),
     (RuntimeError, "requires_grad=True", lambda t: t.detach().sum().backward()),
 ])  # fmt: skip
 def test_traced_tensor_refuses_and_names_the_way_out(error, match, act):

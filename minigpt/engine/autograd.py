@@ -23,8 +23,7 @@ _order = itertools.count()
 
 
 class _Mode(threading.local):
-    grad = True  # record history
-    fast = True  # use the fast pairs
+    grad, fast = True, True  # record history? use the fast pairs?
 
 
 mode = _Mode()
@@ -101,25 +100,22 @@ class Tensor:
         A tensor of more than one element needs `grad`, the gradient that arrives at it.
         Raises ValueError if that is missing or of another shape, RuntimeError without a graph.
         """
-        if grad is None and self.size != 1:
+        if grad is None and self.size == 1:
+            grad = module_of(self.data).ones_like(self.data)
+        got = "none" if grad is None else grad.shape
+        if got != self.shape:
+            hint = "sum() to a scalar, or pass grad of that shape"
             raise ValueError(
-                f"backward: expected a scalar, got shape {self.shape}; sum() it, or pass grad"
+                f"backward: expected a gradient of shape {self.shape}, got {got}; {hint}"
             )
-        grad = module_of(self.data).ones_like(self.data) if grad is None else grad
-        if grad.shape != self.shape:
-            raise ValueError(f"backward: expected grad of shape {self.shape}, got {grad.shape}")
         if not self.requires_grad:
-            raise RuntimeError(
-                "backward: expected a result of tensors with requires_grad=True, got one without "
-                "history; create the inputs with requires_grad=True, outside no_grad()"
-            )
+            hint = "create the inputs with requires_grad=True, outside no_grad()"
+            raise RuntimeError(f"backward: expected a tensor with history, got one without; {hint}")
         _walk(self.node or self, self.output, grad)
 
     def _bare(self, what):
         if self.node is not None:
-            raise RuntimeError(
-                f"{what}: this tensor has history, which an array cannot carry; use t.detach()"
-            )
+            raise RuntimeError(f"{what}: an array cannot carry a tensor's history; use t.detach()")
         return self.data
 
     def __array__(self, dtype=None, copy=None):
@@ -135,29 +131,22 @@ class Tensor:
         return len(self.data)
 
     def __bool__(self):
-        raise TypeError(
-            "bool(Tensor): a branch has no gradient; compare values, as in `if t.item() > 0`, "
-            "or choose elementwise with where(t.data > 0, a, b)"
-        )
+        hint = "compare t.item(), or choose elementwise: where(t.data > 0, a, b)"
+        raise TypeError(f"bool(Tensor): a branch has no gradient; {hint}")
 
     def __setitem__(self, index, value):
         if self.requires_grad:
-            raise RuntimeError(
-                "t[i] = v: a recorded value cannot change; build a new tensor with where() or "
-                "concatenate(), or write to t.data[i] of a leaf between steps"
-            )
+            hint = "build a new one with where() or concatenate(), or write to t.data of a leaf"
+            raise RuntimeError(f"t[i] = v: a tensor with gradient cannot change; {hint}")
         self.data[index] = value
 
     def __repr__(self):
-        op = f", op={self.node.name}" if self.node else ""
-        grad = ", requires_grad=True" if self.requires_grad and not self.node else ""
-        values = "..."
+        values, origin = "...", ", requires_grad=True" if self.requires_grad else ""
         if self.device == "cpu":
             values = np.array2string(self.data, separator=", ", threshold=20, prefix="Tensor(")
-        return (
-            f"Tensor({values}, shape={self.shape}, dtype={self.dtype}, "
-            f"device={self.device}{op}{grad})"
-        )
+        origin = f", op={self.node.name}" if self.node else origin
+        about = f"shape={self.shape}, dtype={self.dtype}, device={self.device}{origin}"
+        return f"Tensor({values}, {about})"
 
 
 def raw(x):
@@ -173,13 +162,10 @@ def record(y, inputs, backward, name=None):
     """
     several = isinstance(y, (list, tuple))
     outputs = tuple(Tensor(part) for part in y) if several else (Tensor(y),)
-    if mode.grad and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
-        sources = [
-            (x.node or x, x.output, x.data.shape)
-            if isinstance(x, Tensor) and x.requires_grad
-            else None
-            for x in inputs
-        ]
+    traced = [mode.grad and isinstance(x, Tensor) and x.requires_grad for x in inputs]
+    if any(traced):
+        pairs = zip(inputs, traced, strict=True)
+        sources = [(x.node or x, x.output, x.data.shape) if t else None for x, t in pairs]
         name = name or backward.__qualname__.split(".")[0]  # exp.<locals>.<lambda> -> exp
         node = Node(sources, backward, len(outputs), name)
         for number, tensor in enumerate(outputs):
@@ -194,10 +180,8 @@ def _walk(root, output, grad):
     while waiting:
         node = heappop(waiting)[1]
         if node.backward is None:
-            raise RuntimeError(
-                f"backward: the graph of {node.name} was used and freed by an earlier backward(); "
-                "compute the result again, or add the losses and call backward() once"
-            )
+            hint = "compute it again, or add the losses and call backward() once"
+            raise RuntimeError(f"backward: {node.name} was freed by an earlier backward(); {hint}")
         grads = node.backward(*arrived.pop(node))
         inputs, node.inputs, node.backward = node.inputs, None, None
         for source, dx in zip(inputs, grads, strict=True):

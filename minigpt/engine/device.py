@@ -5,6 +5,7 @@ runs on the CPU and on the GPU. This is the only file that imports cupy.
 """
 
 import ctypes
+import sys
 
 import numpy as np
 
@@ -60,7 +61,7 @@ def keep_pages():
 
     Fresh pages cost a fault each: a GPT step of 4x128 took 62 ms with them and 46 without.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # absent from macOS and Windows libraries
-    if mallopt:
+    here = sys.platform == "linux"  # and there only glibc has mallopt
+    if mallopt := here and getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks below 1 GB come from the heap
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the heap does not shrink

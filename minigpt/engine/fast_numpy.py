@@ -1,8 +1,7 @@
 """Fast pairs on NumPy arrays: `f_forward(arrays) -> y, saved`, `f_backward(dy, saved) -> gradients`.
 
 Each does what the definition of its name in functional.py does, with fewer passes over memory:
-in place where an array is private, and sums as products with ones, which BLAS does faster. The
-figures are ms saved in a step of the 4x128 GPT (T 64, B 12), pair against definition.
+in place where an array is private, and sums as products with ones, which BLAS does faster.
 """
 
 import numpy as np
@@ -12,7 +11,7 @@ IGNORED = -100
 
 def linear_forward(x, w, b):
     """One product, b added in place."""
-    rows = x.reshape(-1, x.shape[-1]) if x.size else x.reshape(0, w.shape[0])
+    rows = x.reshape(-1, x.shape[-1])
     y = rows @ w
     if b is not None:
         y += b

@@ -10,19 +10,7 @@ from inspect import signature
 
 from minigpt.engine.autograd import mode, module_of, raw, record
 from minigpt.engine.device import uniform
-from minigpt.engine.ops import (
-    exp,
-    log,
-    matmul,
-    max,
-    mean,
-    reshape,
-    sqrt,
-    sum,
-    tanh,
-    transpose,
-    where,
-)
+from minigpt.engine.ops import exp, log, matmul, max, mean, reshape, sqrt, sum, tanh, where
 
 PAIRS = {}  # name of the library -> the module with its fast pairs
 IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
@@ -137,6 +125,6 @@ def attention(q, k, v, mask=None, window=None, causal=True):
     Source: Vaswani et al. 2017, section 3.2.1; window: Brown et al. 2020, section 2.1.
     """
     seen = visible(module_of(q.data), q.shape[2], k.shape[2], mask, window, causal)
-    z = matmul(q, transpose(k, (0, 1, 3, 2))) * q.shape[3] ** -0.5
+    z = matmul(q, k.transpose((0, 1, 3, 2))) * q.shape[3] ** -0.5
     p = softmax(where(seen, z, -1e30))  # finite, so that a row without keys is no NaN
     return matmul(where(seen, p, 0.0), v)

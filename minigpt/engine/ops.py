@@ -5,6 +5,7 @@ gradient back to its input's shape. The last lines give Tensor its operators.
 """
 
 import math
+from itertools import accumulate
 
 from minigpt.engine.autograd import Tensor, module_of, raw, record
 
@@ -41,13 +42,10 @@ def power(a, b):
     """y = a^b, elementwise; the gradient for b is taken only where b is a Tensor (it needs log a)"""
     x, p = raw(a), raw(b)
     y = x**p
-    xp, traced = module_of(y), isinstance(b, Tensor)
-
-    def backward(dy):
-        db = dy * y * xp.log(x, dtype=y.dtype) if traced else None
-        return dy * p * x ** (p - 1), db
-
-    return record(y, (a, b), backward)
+    if not isinstance(b, Tensor):
+        return record(y, (a, b), lambda dy: (dy * p * x ** (p - 1), None))
+    log_x = module_of(y).log(x, dtype=y.dtype)
+    return record(y, (a, b), lambda dy: (dy * p * x ** (p - 1), dy * y * log_x))
 
 
 def exp(x):
@@ -83,11 +81,9 @@ def clip(x, low=None, high=None):
 
 def where(condition, a, b):
     """y = a where the bool array condition holds, else b"""
-    xp = module_of(condition)
-    y = xp.where(condition, raw(a), raw(b))
-    return record(
-        y, (a, b), lambda dy: (xp.where(condition, dy, 0.0), xp.where(condition, 0.0, dy))
-    )
+    pick = module_of(condition).where
+    y = pick(condition, raw(a), raw(b))
+    return record(y, (a, b), lambda dy: (pick(condition, dy, 0.0), pick(condition, 0.0, dy)))
 
 
 def _spread(dy, shape, axis, keepdims):
@@ -158,9 +154,7 @@ def transpose(x, axes=None):
 def concatenate(xs, axis=0):
     """y = the tensors one after the other along axis"""
     arrays = [raw(x) for x in xs]
-    xp, ends, end = module_of(arrays[0]), [], 0
-    for x in arrays[:-1]:
-        ends.append(end := end + x.shape[axis])
+    xp, ends = module_of(arrays[0]), list(accumulate(x.shape[axis] for x in arrays[:-1]))
     return record(xp.concatenate(arrays, axis), xs, lambda dy: xp.split(dy, ends, axis))
 
 
@@ -178,10 +172,9 @@ def split(x, parts, axis=0):
     shapes = [y.shape for y in ys]
 
     def backward(*dys):  # parts that nobody used have no gradient
-        filled = [
-            xp.zeros(s, dtype) if dy is None else dy for dy, s in zip(dys, shapes, strict=True)
-        ]
-        return (xp.concatenate(filled, axis),)
+        pairs = zip(dys, shapes, strict=True)
+        dys = [xp.zeros(shape, dtype) if dy is None else dy for dy, shape in pairs]
+        return (xp.concatenate(dys, axis),)
 
     return record(ys, (x,), backward)
 
@@ -207,14 +200,8 @@ def _reflected(op):
     return lambda b, a: op(a, b)
 
 
-for _name, _op in {
-    "add": add,
-    "sub": subtract,
-    "mul": multiply,
-    "truediv": divide,
-    "pow": power,
-    "matmul": matmul,
-}.items():
+_names = "add sub mul truediv pow matmul".split()
+for _name, _op in zip(_names, (add, subtract, multiply, divide, power, matmul), strict=True):
     setattr(Tensor, f"__{_name}__", _op)
     setattr(Tensor, f"__r{_name}__", _reflected(_op))
 for _op in (exp, log, tanh, sqrt, clip, sum, mean, max, reshape, transpose, split):

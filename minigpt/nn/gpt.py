@@ -10,18 +10,13 @@ from minigpt.nn.attention import Attention
 from minigpt.nn.language import Block, LanguageModel
 from minigpt.nn.layers import MLP, LayerNorm
 
-HUGGING_FACE = (  # our name -> transformers' GPT2LMHeadModel; weights are (in, out) in both
-    ("embedding.", "transformer.wte."),
-    ("position.", "transformer.wpe."),
-    ("blocks.", "transformer.h."),
-    (".norm1.", ".ln_1."),
-    (".norm2.", ".ln_2."),
-    (".mixer.qkv.", ".attn.c_attn."),
-    (".mixer.out.", ".attn.c_proj."),
-    (".mlp.up.", ".mlp.c_fc."),
-    (".mlp.down.", ".mlp.c_proj."),
-    ("norm.", "transformer.ln_f."),
-)
+# The words of our parameter names -> those of transformers' GPT2LMHeadModel; weights are (in, out)
+# in both.
+HUGGING_FACE = {
+    "embedding": "wte", "position": "wpe", "blocks": "h", "norm": "ln_f", "norm1": "ln_1",
+    "mixer": "attn", "qkv": "c_attn", "out": "c_proj", "norm2": "ln_2", "up": "c_fc",
+    "down": "c_proj",
+}  # fmt: skip
 
 
 @dataclass
@@ -42,10 +37,9 @@ class GPTConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         if self.n_embd % self.n_head:
-            raise ValueError(
-                f"n_embd: expected a multiple of n_head = {self.n_head}, got {self.n_embd}; "
-                f"try {-(-self.n_embd // self.n_head) * self.n_head}"
-            )
+            expected = f"a multiple of n_head = {self.n_head}, got {self.n_embd}"
+            near = -(-self.n_embd // self.n_head) * self.n_head
+            raise ValueError(f"n_embd: expected {expected}; try {near}")
 
 
 class GPT(LanguageModel):
@@ -81,8 +75,5 @@ class GPT(LanguageModel):
 
 
 def hugging_face_name(name):
-    """transformers' name of our parameter: blocks.0.mixer.qkv.weight -> transformer.h.0.attn...."""
-    for ours, theirs in HUGGING_FACE:
-        if ours.startswith(".") or name.startswith(ours):
-            name = name.replace(ours, theirs, 1)
-    return name
+    """transformers' name of a parameter: blocks.0.mixer.out.bias -> transformer.h.0.attn.c_proj.bias"""
+    return ".".join(["transformer", *(HUGGING_FACE.get(word, word) for word in name.split("."))])
