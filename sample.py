@@ -6,6 +6,7 @@ python sample.py out/manual-gpt --interactive      a prompt per line, until Ctrl
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def main(words=None):
     try:
         library, _ = device.select(args.device)
         model, tokenizer = load(args.run or newest(), library)
+        if args.prompt is None and not args.interactive:
+            args.prompt = "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
     except (ValueError, OSError) as error:
         parser.error(str(error))
     rng = np.random.default_rng(args.seed)
@@ -65,8 +68,6 @@ def main(words=None):
 
     if args.prompt is not None:
         write(args.prompt)
-    elif not args.interactive:
-        write("" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n"))
     while args.interactive:
         try:
             write(input("> "))
@@ -98,3 +99,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         print()
+    except BrokenPipeError:  # the reader, say head, has seen enough; no flush into a closed pipe
+        os._exit(0)

@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import json
 import math
+import shlex
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -46,12 +47,12 @@ def main(words=None):
         library, found = device.select(config.device)
         tokenizer, train, validation, to_beat = preprocess(config, saved)
         model, rng = build(config, tokenizer, library, found)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError) as error:
         parser.error(str(error))
     with plain() if config.plain else contextlib.nullcontext():
         try:
             learn(config, out, saved, tokenizer, train, validation, to_beat, model, rng)
-        except (OSError, FloatingPointError) as error:  # a full disk, a loss that is no number
+        except (OSError, MemoryError, FloatingPointError) as error:  # full, or no number
             parser.error(str(error))
 
 
@@ -157,9 +158,8 @@ def learn(config, out, saved, tokenizer, train, validation, to_beat, model, rng)
         report(trainer)
     trainer.run()
     if trainer.stopped:
-        say(
-            "", f"stopped after step {trainer.step}; continue: python train.py --resume --out {out}"
-        )
+        command = f"python train.py --resume --out {shlex.quote(str(out))}"
+        say("", f"stopped after step {trainer.step}; continue: {command}")
         return
 
     model.load_state_dict(checkpoint.weights(checkpoint.load(out / "best.safetensors")[0]))
@@ -167,11 +167,12 @@ def learn(config, out, saved, tokenizer, train, validation, to_beat, model, rng)
     verdict = "below" if loss < to_beat["best n-gram"] else "not below"
     bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
     say("5 validate", f"whole split: {bits}, {verdict} the best n-gram; epoch {windows.epoch + 1}")
-    say(
-        "6 apply",
-        f"python sample.py {out} --interactive   (the model is in {out}/best.safetensors)",
-    )
+    command = f"python sample.py {shlex.quote(str(out))} --interactive"
+    say("6 apply", f"{command}   (the model is in {out}/best.safetensors)")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:  # while there is nothing to save, or the second
+        print()

@@ -45,15 +45,13 @@ def generate(model, prompts, tokens, rng, **how):
     """
     if not all(len(prompt) for prompt in prompts):
         raise ValueError("generate: expected prompts of at least one token, got an empty one")
-    ids, mask = left_pad(prompts)
     size = model.block_size
-    ids, mask = ids[:, -size:], mask if mask is None else mask[:, -size:]
+    ids, mask = left_pad([prompt[-size:] for prompt in prompts])
     state, new = model.new_state(len(ids)), ids
     for _ in range(tokens):
         if state.length + new.shape[1] > size:
             state, new = model.new_state(len(ids)), ids[:, -max(1, size // 2) :]
-        logits = _read(model, new, mask, state)
-        chosen = choose(logits, rng, **how)
+        chosen = choose(_read(model, new, mask, state), rng, **how)
         yield chosen
         new = chosen[:, None]
         ids = np.concatenate([ids, new], axis=1)[:, -size:]
@@ -62,8 +60,7 @@ def generate(model, prompts, tokens, rng, **how):
 
 
 def _read(model, ids, mask, state):
-    """Read ids into the state -> logits (B, V) of what follows. Not in generate itself: its
-    no_grad would reach into the caller between two tokens."""
+    """Read ids into the state -> logits (B, V); no_grad here does not reach generate's caller."""
     xp = module_of(next(iter(model.named_parameters().values())).data)
     mask = None if mask is None else xp.asarray(mask[:, -ids.shape[1] :])
     with no_grad():

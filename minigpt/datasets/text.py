@@ -53,9 +53,9 @@ def cached(path, make):
 
 
 def read_file(path):
-    """The text of a UTF-8 file; Windows' line ends and byte order mark go.
+    """The text of a UTF-8 file, Windows' line ends and byte order mark removed.
 
-    Raises FileNotFoundError for a missing file, ValueError for a folder, no text or no UTF-8.
+    Raises FileNotFoundError, or ValueError for a folder, for no text and for no UTF-8.
     """
     if not os.path.exists(path):
         near = difflib.get_close_matches(path, NAMES)
@@ -134,10 +134,9 @@ def windows_in_order(ids, block_size):
 
 
 def baselines(train, validation, vocab_size, text_of_validation, cache):
-    """What a model must beat on the validation part, in nats per character.
-
-    -> uniform, unigram, bzip2 (-9, of this part alone), n_grams (orders 1 to 7), best (of these)
-    and its order, read (tokens that these counted: the last of the training part).
+    """What a model must beat on the validation part, nats per character -> dict: uniform, unigram,
+    bzip2 (-9, of this part alone), n_grams (orders 1 to 7), the best and its order, and how many
+    tokens they have read (the last of the training part).
     """
     ids, text = np.concatenate((train, validation)).tobytes(), text_of_validation.encode()
     key = hashlib.sha256(f"{vocab_size} ".encode() + ids + text).hexdigest()[:16]

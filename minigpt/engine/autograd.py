@@ -1,13 +1,11 @@
 """Tensor (a value) and Node (its history): reverse-mode differentiation, first order only.
 
-An op computes on arrays and calls `record`. While gradients are on, the result then has a Node that
-knows the inputs and a rule `backward(dy)`, which turns the loss's gradient with respect to the
-output into one gradient per input:
+An op computes on arrays and calls `record`. While gradients are on, its result has a Node, which
+knows the inputs and a rule from the output's gradient to theirs:
 
     a, b --op--> y        dy --rule--> da, db
 
-Rules capture arrays and shapes, never Tensors, so the graph has no cycles and memory is freed as
-soon as no rule needs it.
+Rules capture arrays and shapes, never Tensors: no cycles, so memory is freed as the walk goes.
 """
 
 import itertools

@@ -10,8 +10,7 @@ from minigpt.nn.attention import Attention
 from minigpt.nn.language import Block, LanguageModel
 from minigpt.nn.layers import MLP, LayerNorm
 
-# The words of our parameter names -> those of transformers' GPT2LMHeadModel; weights are (in, out)
-# in both.
+# Words of our parameter names -> of transformers' GPT2LMHeadModel; weights are (in, out) in both.
 HUGGING_FACE = {
     "embedding": "wte", "position": "wpe", "blocks": "h", "norm": "ln_f", "norm1": "ln_1",
     "mixer": "attn", "qkv": "c_attn", "out": "c_proj", "norm2": "ln_2", "up": "c_fc",

@@ -5,7 +5,6 @@ Nothing is pickled: opening a stranger's file cannot run code. Equal states give
 
 import json
 import os
-from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -25,9 +24,8 @@ def save(path, arrays, about):
 
     The file is written beside and renamed over: whatever happens, path holds an old or a new whole.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    arrays = {name: np.ascontiguousarray(to_numpy(a)) for name, a in arrays.items()}
+    beside = f"{path}.{os.getpid()}"
+    arrays = {name: np.asarray(to_numpy(a), order="C") for name, a in arrays.items()}
     header = {KEY: json.dumps({"version": VERSION, **about}, sort_keys=True)}
     try:
         with open(beside, "wb") as file:
@@ -36,35 +34,27 @@ def save(path, arrays, about):
             os.fsync(file.fileno())
         os.replace(beside, path)
     finally:
-        beside.unlink(missing_ok=True)
+        if os.path.exists(beside):
+            os.remove(beside)
 
 
 def load(path):
-    """path -> ({name: array}, about).
-
-    Raises FileNotFoundError, or CheckpointError for a file that is damaged, cut short, foreign, or
-    of another version.
-    """
-    path = Path(path)
-    if not path.is_file():
+    """path -> ({name: array}, about).  Raises FileNotFoundError or CheckpointError."""
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; train one first")
     try:
         with safe_open(path, "numpy") as file:
             about = (file.metadata() or {}).get(KEY)
             arrays = {name: file.get_tensor(name) for name in file.keys()}
         about = about and json.loads(about)
-    except (SafetensorError, ValueError, KeyError, TypeError, RecursionError, OSError) as error:
-        raise CheckpointError(
-            f"{path}: damaged, or no safetensors file ({str(error).splitlines()[0]}); "
-            "use another checkpoint, or train anew with --overwrite"
-        ) from None
+    except (SafetensorError, AttributeError, ValueError, TypeError, RecursionError, OSError) as e:
+        why = f"({str(e).splitlines()[0]}); use another, or train anew with --overwrite"
+        raise CheckpointError(f"{path}: damaged, or no checkpoint at all {why}") from None
     if not isinstance(about, dict):
         raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")
     if about.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: expected checkpoint version {VERSION}, got {about.get('version')}; "
-            "open it with the minigpt that wrote it"
-        )
+        got = f"got {about.get('version')}; open it with the minigpt that wrote it"
+        raise CheckpointError(f"{path}: expected checkpoint version {VERSION}, {got}")
     return arrays, about
 
 

@@ -50,10 +50,8 @@ class Config:
 
     def __post_init__(self):
         if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"--accumulate: expected a divisor of --batch-size {self.batch_size}, "
-                f"got {self.accumulate}"
-            )
+            expected = f"a divisor of --batch-size {self.batch_size}"
+            raise ValueError(f"--accumulate: expected {expected}, got {self.accumulate}")
 
 
 def number(kind, *bounds):
@@ -62,9 +60,10 @@ def number(kind, *bounds):
     def parse(word):
         try:
             value = kind(word)
-        except ValueError:
-            value = math.nan
-        if not (math.isfinite(value) and all(COMPARE[sign](value, b) for sign, b in bounds)):
+            fits = math.isfinite(value) and all(COMPARE[sign](value, b) for sign, b in bounds)
+        except (ValueError, OverflowError):  # no number, or an int beyond every float
+            fits = False
+        if not fits:
             wanted = "a whole number" if kind is int else "a number"
             wanted += " " + " and ".join(f"{sign} {bound}" for sign, bound in bounds)
             raise argparse.ArgumentTypeError(f"expected {wanted}, got {word!r}")

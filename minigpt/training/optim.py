@@ -8,8 +8,8 @@ from minigpt.engine.device import module_of
 class SGD:
     """v = momentum v + g;  w -= rate (v + decay w).  Source: Sutskever et al. 2013, section 2.
 
-    `flat` has data (weights), grad and decayed (how many leading weights decay); a step leaves the
-    gradient zero, ready for the next to be added up. `moments` is what a checkpoint must keep.
+    `flat` has data (weights), grad and decayed (how many weights decay); a step leaves the gradient
+    zero for the next. `moments` is what a checkpoint must keep.
     """
 
     def __init__(self, flat, weight_decay=0.0, momentum=0.9):
@@ -30,8 +30,7 @@ class SGD:
 class AdamW:
     """m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g^2;  w -= rate (m' / (sqrt(v') + eps) + decay w)
 
-    with m' = m / (1 - b1^t), v' = v / (1 - b2^t) at step t; as SGD above otherwise. The spent
-    gradient serves as scratch, so a step allocates one vector instead of six.
+    with m' = m / (1 - b1^t), v' = v / (1 - b2^t) at step t; the spent gradient serves as scratch.
     Source: Loshchilov & Hutter 2019, algorithm 2.
     """
 
@@ -65,10 +64,7 @@ OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}
 
 
 def clip(gradient, limit):
-    """Scale the flat gradient down to norm `limit` if it is longer -> its norm before.
-
-    Source: Pascanu et al. 2013, algorithm 1.
-    """
+    """Scale the gradient to norm `limit` if it is longer -> its norm.  Source: Pascanu et al. 2013"""
     norm = math.sqrt(float(gradient @ gradient))
     if norm > limit:
         gradient *= limit / norm

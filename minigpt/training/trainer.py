@@ -1,6 +1,5 @@
 """The training loop: batches in, smaller losses out, with validation and checkpoints on the way."""
 
-import csv
 import math
 import signal
 import time
@@ -15,14 +14,14 @@ from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.training import checkpoint
 from minigpt.training.optim import clip, rate_at
 
-COLUMNS = ("step", "training", "validation", "rate", "tokens", "seconds")
+COLUMNS = "step,training,validation,tokens,seconds"
 
 
 def mean_loss(model, x, y, batch_size):
     """The exact mean loss over windows x, y (N, T), in nats per token; dropout off, no history."""
     model.eval()
     total, count = 0.0, int((y != IGNORED).sum())
-    with no_grad():
+    with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # the caller looks
         for i in range(0, len(x), batch_size):
             part = slice(i, i + batch_size)
             total += cross_entropy(model(x[part]), y[part], count=count).item()
@@ -56,6 +55,8 @@ class Trainer:
         Raises FloatingPointError, and leaves the weights, if loss or gradient is not finite.
         """
         c, xp = self.config, module_of(self.flat.data)
+        rate = rate_at(self.step, c.steps, c.learning_rate, c.warmup, c.schedule)
+        self.step += 1
         x, y = (xp.asarray(ids) for ids in self.stream.batch(c.batch_size))
         loss, size = 0.0, c.batch_size // c.accumulate
         for i in range(0, c.batch_size, size):
@@ -64,35 +65,27 @@ class Trainer:
             loss += part.item()
         norm = clip(self.flat.grad, c.clip)
         if not math.isfinite(loss + norm):
-            raise FloatingPointError(self._first_bad(loss))
-        rate = rate_at(self.step, c.steps, c.learning_rate, c.warmup, c.schedule)
-        self.step += 1
+            self._refuse(loss)
         self.optimizer.step(rate, self.step)
         self.recent += (loss - self.recent) * max(1 / self.step, 0.02)
         return loss
 
-    def _first_bad(self, loss):
-        for name, p in self.model.named_parameters().items():
-            for what, array in (("weight", p.data), ("gradient", p.grad)):
+    def _refuse(self, loss):
+        """Raise FloatingPointError that names the step and the first parameter that is not finite."""
+        bad = "no parameter"
+        for what, attribute in (("gradient", "grad"), ("weight", "data")):  # weights are the cause
+            for name, p in reversed(self.model.named_parameters().items()):
+                array = getattr(p, attribute)
                 if not module_of(array).isfinite(array).all():
-                    return (
-                        f"step {self.step + 1}: the loss is {loss}, and the {what} of {name} is not "
-                        "finite; the last good checkpoint is kept; try a lower --learning-rate"
-                    )
-        return f"step {self.step + 1}: the loss is {loss}; try a lower --learning-rate"
+                    bad = f"the {what} of {name}"
+        hint = "checkpoints stay as they were; try a lower --learning-rate"
+        raise FloatingPointError(f"step {self.step}: loss {loss}, {bad} is not finite; {hint}")
 
     def run(self):
-        """Train up to config.steps, or until Ctrl-C; then a checkpoint is written in any case."""
+        """Train up to config.steps, or until Ctrl-C; a checkpoint is written in any case."""
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
         previous = signal.signal(signal.SIGINT, self._interrupt)
-        bar = tqdm(
-            total=c.steps,
-            initial=self.step,
-            unit="step",
-            disable=None,
-            dynamic_ncols=True,
-            leave=False,
-        )
+        bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=None, leave=False)
         try:
             while self.step < c.steps and not self.stopped:
                 start = time.perf_counter()
@@ -118,30 +111,24 @@ class Trainer:
         """Validate on the fixed sample, keep the checkpoint, also as the best if it is; log."""
         c, (x, y) = self.config, self.validation
         loss = mean_loss(self.model, x[self.sample], y[self.sample], 2 * c.batch_size)
+        if not math.isfinite(loss):
+            self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
         self.save("last")
         if loss < best:
             self.save("best")
-        row = (self.step, f"{self.recent:.4f}", f"{loss:.4f}")
-        rate = rate_at(self.step - 1, c.steps, c.learning_rate, c.warmup, c.schedule)
         tokens = self.step * c.batch_size * self.stream.block_size
-        with open(self.out / "log.csv", "a", newline="") as file:
-            writer = csv.writer(file)
-            if file.tell() == 0:
-                writer.writerow(COLUMNS)
-            writer.writerow((*row, f"{rate:.3g}", tokens, f"{self.seconds:.1f}"))
+        row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}"
+        with open(self.out / "log.csv", "a") as file:
+            print(row if file.tell() else f"{COLUMNS}\n{row}", file=file)
         self.on_evaluate(self, loss, best)
 
     def save(self, name):
         """Write OUT/name.safetensors: weights, moments, and where every random stream stands."""
         moments = {f"optimizer.{name}": array for name, array in self.optimizer.moments.items()}
-        state = {
-            "step": self.step,
-            "best": self.best if self.best < math.inf else None,
-            "recent": self.recent,
-            "stream": self.stream.position,
-            "rng": self.rng.bit_generator.state,
-        }
+        best = min(self.best, 1e30)  # JSON has no infinity
+        state = {"step": self.step, "best": best, "recent": self.recent}
+        state |= {"stream": self.stream.position, "rng": self.rng.bit_generator.state}
         arrays = self.model.state_dict() | moments
         checkpoint.save(self.out / f"{name}.safetensors", arrays, self.about | {"state": state})
 
@@ -151,6 +138,5 @@ class Trainer:
         self.model.load_state_dict(checkpoint.weights(arrays))
         for name, moment in self.optimizer.moments.items():
             moment[...] = module_of(moment).asarray(arrays[f"optimizer.{name}"])
-        self.step, self.recent = state["step"], state["recent"]
-        self.best = math.inf if state["best"] is None else state["best"]
+        self.step, self.best, self.recent = state["step"], state["best"], state["recent"]
         self.stream.position, self.rng.bit_generator.state = state["stream"], state["rng"]
