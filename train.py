@@ -147,7 +147,7 @@ def learn(config, out, saved, tokenizer, train, validation, to_beat, model, rng)
         "numpy": np.__version__,
     }
     out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(model, flat, optimizer, windows, (x, y), config, rng, out, about, report)
+    trainer = Trainer(model, optimizer, windows, (x, y), config, rng, out, about, report)
     if saved:
         trainer.restore(*saved)
         say("4 train", f"continues after step {trainer.step} of {config.steps}")

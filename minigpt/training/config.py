@@ -21,12 +21,7 @@ def option(default, text, *bounds, **argument):
 class Config:
     """The options of train.py; the texts are its --help."""
 
-    data: list = option(
-        ["manual"],
-        "what to read: manual (the documentation of this Python) or UTF-8 text files",
-        nargs="+",
-        metavar="NAME|PATH",
-    )
+    data: list = option(["manual"], "manual (this Python's documentation) or text files", nargs="+")
     model: str = option("gpt", "the architecture", choices=["gpt"])
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
     steps: int = option(1000, "updates; fewer end sooner, more end lower", (">=", 1))

@@ -37,10 +37,13 @@ class Trainer:
     from. `about` goes into the checkpoint. `on_evaluate(trainer, loss, best)` prints what it likes.
     """
 
-    def __init__(
-        self, model, flat, optimizer, stream, validation, config, rng, out, about, on_evaluate
-    ):
-        self.model, self.flat, self.optimizer, self.stream = model, flat, optimizer, stream
+    def __init__(self, model, optimizer, stream, validation, config, rng, out, about, on_evaluate):
+        self.model, self.optimizer, self.flat, self.stream = (
+            model,
+            optimizer,
+            optimizer.flat,
+            stream,
+        )
         self.validation, self.config, self.rng, self.out = validation, config, rng, Path(out)
         self.about, self.on_evaluate = about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, math.inf, 0.0, 0.0

@@ -1,0 +1,354 @@
+"""train.py and sample.py from end to end, as their users meet them."""
+
+import io
+import os
+import random
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import sample
+import train
+from minigpt.training import checkpoint
+
+ROOT = Path(train.__file__).parent
+SMALL = shlex.split(
+    "--n-layer 1 --n-embd 16 --n-head 2 --block-size 16 --batch-size 4 --steps 6 --eval-every 3"
+)
+WORDS = "the quick brown fox jumps over a lazy dog while old cats sleep".split()
+TEXT = " ".join(random.Random(1).choices(WORDS, k=400))  # without a line end
+
+
+@pytest.fixture
+def folder(tmp_path, tmp_path_factory, monkeypatch):
+    """An empty working folder with a text in it; what train.py caches goes elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "CACHE", tmp_path_factory.mktemp("cache"))
+    Path("text.txt").write_text(TEXT)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of six steps, to be read only."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(TEXT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "CACHE", folder)
+        train.main(["--data", f"{folder}/text.txt", "--out", f"{folder}/run", *SMALL])
+    return folder / "run"
+
+
+def tree(folder):
+    return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+def mistake(main, words, capsys, folder):
+    """The one line on stderr of a command that must end with 2 and leave the folder as it was."""
+    before = tree(folder)
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.count("\n") == 1 and error.endswith("\n"), error
+    assert "Traceback" not in error and tree(folder) == before
+    return error
+
+
+def child(script, *words, **options):
+    """A real process that runs a script of the project, or Python code that imports one."""
+    start = [str(ROOT / script)] if script.endswith(".py") else ["-c", script]
+    return subprocess.run(
+        [sys.executable, *start, *words], capture_output=True, timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"}, **options,
+    )  # fmt: skip
+
+
+# training
+
+
+def test_the_six_steps_are_said_in_order(folder, capsys):
+    train.main(["--data", "text.txt", *SMALL])
+    printed = capsys.readouterr()
+    steps = "1 preprocess", "2 build", "3 initialise", "4 train", "5 validate", "6 apply"
+    found = re.findall(r"^\d \w+", printed.out, re.MULTILINE)
+    assert tuple(found) == steps and printed.err == ""
+    assert re.findall(r"step +(\d+) .*(untrained|validation)", printed.out) == [
+        ("0", "untrained"), ("3", "validation"), ("6", "validation")
+    ]  # fmt: skip
+    assert f"{len(TEXT):,} characters, {len(set(TEXT))} distinct" in printed.out
+
+
+def test_a_run_leaves_two_checkpoints_and_a_log_in_out(folder):
+    train.main(["--data", "text.txt", *SMALL])
+    files = {str(path) for path in Path("out").rglob("*.*")}
+    names = "best.safetensors", "last.safetensors", "log.csv"
+    assert files == {f"out/text-gpt/{name}" for name in names}
+    assert checkpoint.load("out/text-gpt/last.safetensors")[1]["state"]["step"] == 6
+
+
+def test_ctrl_c_saves_and_says_the_command_that_ends_as_if_it_had_not_come(folder, capsys):
+    words = ["--data", "text.txt", *SMALL, "--dropout", "0.1", "--out"]
+    train.main([*words, "whole"])
+    interrupted = f"""
+import os, pathlib, signal, train
+train.CACHE, step = pathlib.Path({str(train.CACHE)!r}), train.Trainer.train_step
+def step_under_fire(self):
+    if self.step == 3:
+        os.kill(os.getpid(), signal.SIGINT)
+    return step(self)
+train.Trainer.train_step = step_under_fire
+train.main()
+"""
+    process = child(interrupted, *words, "my run")
+    assert process.returncode == 0 and process.stderr == b""
+    command = re.search(
+        r"stopped after step 4; continue: python train.py (.*)\n", process.stdout.decode()
+    )
+    capsys.readouterr()
+    train.main(shlex.split(command[1]))
+    assert "continues after step 4 of 6" in capsys.readouterr().out
+    for name in ("last", "best"):
+        files = [Path(run, f"{name}.safetensors").read_bytes() for run in ("whole", "my run")]
+        assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("script, module", [("train.py", "tqdm"), ("sample.py", "safetensors")])
+def test_ctrl_c_before_the_work_begins_is_no_traceback(folder, script, module):
+    code = f"""
+import runpy, sys, minigpt.datasets.tokenizers as tokenizers, minigpt.training.checkpoint as c
+def interrupt(*_):
+    raise KeyboardInterrupt
+tokenizers.CharTokenizer.train = c.load = interrupt
+sys.argv[0] = {script!r}
+runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+"""
+    words = ["--data", "text.txt"] if script == "train.py" else ["run"]
+    process = child(code, *words)
+    assert (process.returncode, process.stderr) == (0, b"")
+
+
+def test_resume_may_go_on_for_longer(folder, trained, capsys):
+    shutil.copytree(trained, "run")
+    before = Path("run/log.csv").read_text()
+    train.main(["--resume", "--out", "run", "--steps", "9"])
+    assert "continues after step 6 of 9" in capsys.readouterr().out
+    assert checkpoint.load("run/last.safetensors")[1]["state"]["step"] == 9
+    log = Path("run/log.csv").read_text()
+    assert log.startswith(before) and log.count("\n") == before.count("\n") + 1
+
+
+def test_resume_refuses_what_would_be_another_model(folder, trained, capsys):
+    words = ["--resume", "--out", str(trained), "--n-layer"]
+    error = mistake(train.main, [*words, "2"], capsys, trained)
+    assert error.startswith("train.py: --n-layer: this run has 1, got 2;")
+    train.main([*words, "1"])
+
+
+def test_resume_refuses_another_text(folder, trained, capsys):
+    Path("text.txt").write_text(TEXT.replace("fox", "box"))
+    words = ["--resume", "--out", str(trained), "--data", "text.txt"]
+    assert "not the text that this run has read" in mistake(train.main, words, capsys, trained)
+
+
+def test_a_folder_with_files_is_kept_unless_overwrite_is_said(folder, trained, capsys):
+    shutil.copytree(trained, "run")
+    Path("run/notes.txt").write_text("mine")
+    words = ["--data", "text.txt", "--out", "run", *SMALL, "--seed", "2"]
+    error = mistake(train.main, words, capsys, folder)
+    assert "--resume" in error and "--overwrite" in error
+    train.main([*words, "--overwrite"])
+    assert Path("run/log.csv").read_text().count("step") == 1  # a new log, not one appended to
+    for name in ("last", "best"):
+        assert checkpoint.load(f"run/{name}.safetensors")[1]["config"]["seed"] == 2
+    assert Path("run/notes.txt").read_text() == "mine"
+
+
+def test_a_chinese_text_trains_and_samples(folder, capsys):
+    poem = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n"
+    Path("诗.txt").write_text(poem * 10, encoding="utf-8")
+    train.main(["--data", "诗.txt", *SMALL])
+    capsys.readouterr()
+    sample.main(["--prompt", "明月", "--tokens", "30"])
+    written = capsys.readouterr().out
+    assert written.startswith("明月") and len(written) == 33 and set(written) <= set(poem)
+
+
+# sampling
+
+
+def said(capsys, *words):
+    capsys.readouterr()
+    sample.main([str(word) for word in words])
+    return capsys.readouterr()
+
+
+def test_a_prompt_is_continued_by_as_many_characters_as_asked(trained, capsys):
+    written = said(capsys, trained, "--prompt", "the ", "--tokens", 20)
+    assert written.out.startswith("the ") and written.err == ""
+    assert len(written.out) == 4 + 20 + 1 and set(written.out) <= set(TEXT + "\n")
+
+
+def test_a_prompt_may_come_through_standard_input(trained, capsys, monkeypatch):
+    expected = said(capsys, trained, "--prompt", "old cats", "--tokens", 20).out
+    monkeypatch.setattr("sys.stdin", io.StringIO("old cats\n"))
+    assert said(capsys, trained, "--tokens", 20).out == expected
+    process = child("sample.py", str(trained), "--tokens", "20", input=b"old cats\n")
+    assert (process.returncode, process.stdout.decode(), process.stderr) == (0, expected, b"")
+
+
+def test_count_writes_that_many_different_samples(trained, capsys):
+    lines = said(capsys, trained, "--prompt", "the", "--count", 3, "--tokens", 20).out.splitlines()
+    assert [len(line) for line in lines] == [23] * 3 and len(set(lines)) == 3
+    assert {line[:3] for line in lines} == {"the"}
+
+
+def test_writing_ends_before_the_stop(trained, capsys):
+    words = trained, "--prompt", "the", "--tokens", 200, "--stop"
+    whole = said(capsys, *words, "#").out
+    assert (
+        said(capsys, *words, whole[50:52]).out
+        == whole[:3] + whole[3:].partition(whole[50:52])[0] + "\n"
+    )
+
+
+def test_unknown_characters_are_named_and_left_out(trained, capsys):
+    plain = said(capsys, trained, "--prompt", "the", "--tokens", 20)
+    odd = said(capsys, trained, "--prompt", "Zt☃hZe", "--tokens", 20)
+    assert odd.out == plain.out
+    assert odd.err == "sample.py: left out, not in the vocabulary: 'Z☃'\n"
+
+
+def test_interactive_answers_line_by_line_until_the_input_ends(trained, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("fox\nthe\n"))
+    lines = said(capsys, trained, "--interactive", "--tokens", 10).out.split("\n")
+    assert [line[:5] for line in lines] == ["> fox", "> the", "> ", ""]
+    assert [len(line) for line in lines] == [15, 15, 2, 0]
+
+
+def test_without_a_prompt_the_model_begins_by_itself(trained, capsys):
+    assert len(said(capsys, trained, "--prompt", "", "--tokens", 20).out) == 21
+
+
+def test_a_folder_means_its_best_checkpoint_and_any_checkpoint_can_be_named(trained, capsys):
+    texts = [
+        said(capsys, path, "--prompt", "the", "--tokens", 50, "--temperature", 1).out
+        for path in (trained, trained / "best.safetensors", trained / "last.safetensors")
+    ]
+    assert texts[0] == texts[1] and texts[2].startswith("the")
+
+
+def test_without_a_name_the_newest_run_in_out_is_read(folder, trained, capsys):
+    for age, name in enumerate(("b", "c", "a")):
+        shutil.copytree(trained, f"out/{name}")
+        os.utime(f"out/{name}/best.safetensors", (1e9 - age, 1e9 - age))
+    for name in ("a", "c"):
+        Path(f"out/{name}/best.safetensors").write_text("damaged")
+        os.utime(f"out/{name}/best.safetensors", (1e9 - 9, 1e9 - 9))
+    assert said(capsys, "--prompt", "the", "--tokens", 5).out.startswith("the")
+
+
+def test_a_reader_that_has_seen_enough_gets_no_traceback(trained):
+    command = [sys.executable, str(ROOT / "sample.py"), str(trained), "--prompt", "the"]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([*command, "--tokens", "100000"], **pipe) as process:
+        assert process.stdout.read(3) == b"the"
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=60) == 0
+
+
+# mistakes
+
+
+@pytest.fixture
+def mess(folder, trained):
+    """All that can be wrong with files."""
+    Path("empty.txt").write_text(" \n")
+    Path("latin.txt").write_bytes("one\ntwo\ncafé".encode("latin-1"))
+    Path("short.txt").write_text("abc" * 53)
+    for name in ("cut", "text", "foreign", "none"):
+        Path(name).mkdir()
+    whole = (trained / "best.safetensors").read_bytes()
+    for name in ("last", "best"):
+        Path(f"cut/{name}.safetensors").write_bytes(whole[: len(whole) // 2])
+        Path(f"text/{name}.safetensors").write_text(TEXT)
+        save_file({"x": np.zeros(3)}, f"foreign/{name}.safetensors")
+    return folder
+
+
+TRAINING = [
+    ("--data missing.txt", "missing.txt: expected a text file, found nothing"),
+    ("--data manul", "did you mean manual?"),
+    ("--data empty.txt", "empty.txt: expected text, got an empty file"),
+    ("--data latin.txt", "latin.txt: expected UTF-8 text, got byte 0xe9 in line 3"),
+    ("--data short.txt --block-size 16", "more than 160 tokens"),
+    ("--data none", "none: expected a text file, got a folder"),
+    ("--data text.txt --n-embd 18 --n-head 4", "try 20"),
+    ("--data text.txt --n-embd 4000000 --n-head 1", "Unable to allocate"),  # 192 TB: no machine has
+    ("--data text.txt --steps 0", "--steps: expected a whole number >= 1, got '0'"),
+    ("--data text.txt --batch-size -3", "--batch-size"),
+    ("--data text.txt --learning-rate nan", "--learning-rate"),
+    ("--data text.txt --accumulate 5", "divisor of --batch-size 12, got 5"),
+    ("--data text.txt --n-layers 2", "unknown option --n-layers; did you mean --n-layer?"),
+    ("--data text.txt --model gtp", "--model"),
+    ("--data text.txt extra.txt --seed", "--seed"),
+    ("--data text.txt --out text.txt", "--out: expected a folder, text.txt is a file"),
+    ("--data text.txt --device gpu", "device gpu: CuPy is not installed"),
+    ("--data text.txt --resume --overwrite", "not allowed with"),
+    ("--resume --out none", "none/last.safetensors: expected a checkpoint, found no file"),
+    ("--resume --out text.txt", "expected a checkpoint, found no file"),
+    ("--resume --out cut", "cut/last.safetensors: damaged"),
+    ("--resume --out text", "text/last.safetensors: damaged"),
+    ("--resume --out foreign", "not written by minigpt"),
+]
+SAMPLING = [
+    ("", "run train.py first"),
+    ("missing", "missing: expected a checkpoint, found no file"),
+    ("none", "none/best.safetensors: expected a checkpoint"),
+    ("text.txt", "text.txt: damaged"),
+    ("cut", "cut/best.safetensors: damaged"),
+    ("foreign/last.safetensors", "not written by minigpt"),
+    ("RUN --temperature -1", "--temperature"),
+    ("RUN --top-p 1.5", "--top-p: expected a number > 0 and <= 1, got '1.5'"),
+    ("RUN --top-k 0", "--top-k"),
+    ("RUN --tokens many", "--tokens"),
+    ("RUN --promt the", "unknown option --promt; did you mean --prompt?"),
+    ("RUN --device gpu", "device gpu: CuPy is not installed"),
+]
+
+
+@pytest.mark.parametrize("line, expected", TRAINING)
+def test_a_mistake_in_training_is_told_in_one_line(mess, monkeypatch, capsys, line, expected):
+    monkeypatch.setitem(sys.modules, "cupy", None)  # a GPU in this machine does not count
+    error = mistake(train.main, line.split(), capsys, mess)
+    assert error.startswith("train.py: ") and expected in error
+
+
+@pytest.mark.parametrize("line, expected", SAMPLING)
+def test_a_mistake_in_sampling_is_told_in_one_line(
+    mess, trained, monkeypatch, capsys, line, expected
+):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    error = mistake(sample.main, line.replace("RUN", str(trained)).split(), capsys, mess)
+    assert error.startswith("sample.py: ") and expected in error
+
+
+def test_a_prompt_that_is_no_text_is_told_in_one_line(trained):
+    process = child("sample.py", str(trained), input=b"caf\xe9")
+    assert process.returncode == 2 and process.stdout == b""
+    assert process.stderr.startswith(b"sample.py: ") and process.stderr.count(b"\n") == 1
+
+
+def test_a_loss_that_explodes_is_told_in_one_line(folder, capsys):
+    with pytest.raises(SystemExit) as caught:
+        train.main(["--data", "text.txt", *SMALL, "--learning-rate", "1e30", "--warmup", "0"])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.count("\n") == 1
+    assert re.match(r"train.py: step \d: loss nan, .* not finite; .*--learning-rate", error)

@@ -1,0 +1,207 @@
+"""Sampling: what is drawn, what the model reads for it, and how text comes out."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from minigpt import Tensor, generate, no_grad
+from minigpt.datasets.tokenizers import CharTokenizer
+from minigpt.generate import choose, stream
+from minigpt.nn.gpt import GPT, GPTConfig
+
+LOGITS = [1.3, -0.4, 2.9, 0.8, 2.2, -3.0]
+
+
+class Ladder:
+    """In place of a Generator: numbers evenly spread over [0, 1), so that shares are exact."""
+
+    def random(self, shape):
+        return ((np.arange(math.prod(shape)) + 0.5) / math.prod(shape)).reshape(shape)
+
+
+def shares(n=10_000, **how):
+    """The share of each id among n draws; evenly spread numbers miss none by more than 1/n."""
+    rows = np.tile(np.float32(LOGITS), (n, 1))
+    return np.bincount(choose(rows, Ladder(), **how), minlength=len(LOGITS)) / n
+
+
+def slow_distribution(temperature=1.0, top_k=None, top_p=None):
+    """The same distribution, written out."""
+    ranked = sorted(range(len(LOGITS)), key=lambda i: -LOGITS[i])[:top_k]
+    weight = {i: math.exp(LOGITS[i] / temperature) for i in ranked}
+    p = {i: w / sum(weight.values()) for i, w in weight.items()}
+    kept, together = {}, 0.0
+    for i in ranked:
+        if top_p is not None and together >= top_p:
+            break
+        kept[i] = p[i]
+        together += p[i]
+    return [kept.get(i, 0.0) / together for i in range(len(LOGITS))]
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0, 3.0])
+@pytest.mark.parametrize("top_k", [None, 1, 3, 100])
+@pytest.mark.parametrize("top_p", [None, 0.01, 0.5, 0.93, 1.0])
+def test_ids_are_drawn_from_the_distribution_that_the_slow_loop_gives(temperature, top_k, top_p):
+    how = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    np.testing.assert_allclose(shares(**how), slow_distribution(**how), atol=1.01e-4)  # 1/n
+
+
+def test_top_p_keeps_the_id_that_crosses_it():
+    logits = np.log([[0.5, 0.3, 0.2]] * 1000)
+    for top_p, kept in ((0.49, [0]), (0.51, [0, 1]), (0.79, [0, 1]), (0.81, [0, 1, 2])):
+        assert sorted(set(choose(logits, Ladder(), top_p=top_p).tolist())) == kept
+
+
+def test_temperature_zero_takes_the_first_of_the_likeliest_without_a_draw():
+    logits = np.random.default_rng(0).normal(size=(5, 9))
+    logits[3, [2, 6]] = 9
+    chosen = choose(logits, None, temperature=0)
+    assert chosen.dtype == np.int32
+    assert chosen.tolist() == [max(range(9), key=lambda i, row=row: row[i]) for row in logits]
+
+
+def test_the_highest_draw_stays_within_what_is_kept():
+    class Highest:
+        def random(self, shape):
+            return np.full(shape, 1 - 2**-53)  # sums of ten times 0.1 end below it
+
+    logits = np.zeros((1, 20), np.float32)
+    for k in range(1, 21):
+        assert choose(logits, Highest(), top_k=k).tolist() == [k - 1]
+
+
+def wild(block_size=8, seed=0):
+    """A small random GPT in float64, its weights so large that every token matters."""
+    shape = GPTConfig(vocab_size=11, block_size=block_size, n_layer=2, n_head=2, n_embd=12)
+    model = GPT(shape, np.random.default_rng(seed)).to(dtype=np.float64).eval()
+    rng = np.random.default_rng(seed + 1)
+    for p in model.named_parameters().values():
+        p.data += rng.normal(0, 0.7, p.shape)
+    return model
+
+
+def ids_of(n, seed=0):
+    return np.random.default_rng(seed).integers(0, 11, n).astype(np.int32)
+
+
+class Shared:
+    """A Generator that gives every row of a batch the same number."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(5)
+
+    def random(self, shape):
+        return np.full(shape, self.rng.random())
+
+
+def written(model, prompts, tokens, temperature=2.0):
+    """The ids (B, tokens) that generate yields."""
+    how = {"rng": Shared(), "temperature": temperature}
+    return np.array(list(generate.generate(model, prompts, tokens, **how))).T
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ragged_prompts_in_one_batch_go_on_as_each_alone(seed):
+    model, prompts = wild(16, seed), [ids_of(n, n) for n in (7, 1, 4, 10)]
+    together = written(model, prompts, 6)
+    for row, prompt in zip(together, prompts, strict=True):
+        assert row.tolist() == written(model, [prompt], 6)[0].tolist()
+    assert len({tuple(row) for row in together}) == 4
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+@pytest.mark.parametrize("length", [1, 3, 8, 30])
+def test_text_past_the_context_equals_that_of_a_model_without_memory(size, length):
+    model, prompt, rng, expected = wild(size), ids_of(length), Shared(), []
+    seen = prompt.tolist()[-size:]
+    for _ in range(4 * size + 3):
+        if len(seen) > size:  # read again from position 0
+            seen = seen[-max(1, size // 2) :]
+        logits = model(np.array([seen])).data[:, -1]
+        expected.append(int(choose(logits, rng, temperature=2.0)[0]))
+        seen.append(expected[-1])
+    assert written(model, [prompt], 4 * size + 3)[0].tolist() == expected
+
+
+def test_the_padding_of_a_ragged_batch_is_forgotten_when_its_context_is_full():
+    model, prompts = wild(8), [ids_of(20), ids_of(3)]  # 8 positions, 5 of the second row's padding
+    rows = written(model, prompts, 20)
+    assert rows[0].tolist() == written(model, prompts[:1], 20)[0].tolist()
+    seen, rng = prompts[1].tolist(), Shared()
+    for t, chosen in enumerate(rows[1].tolist()):
+        n = 4 + (t - 1) % 5 if t else 3  # full at once: 4 are read again, then up to 8, then 4
+        assert [chosen] == choose(model(np.array([seen[-n:]])).data[:, -1], rng, 2.0).tolist()
+        seen.append(chosen)
+
+
+def test_an_empty_prompt_is_refused():
+    model = wild()
+    for prompts in ([ids_of(0)], [ids_of(3), ids_of(0)]):
+        with pytest.raises(ValueError, match="at least one token"):
+            written(model, prompts, 1)
+
+
+def test_no_grad_does_not_reach_the_caller_between_two_tokens():
+    x = Tensor([1.0], requires_grad=True)
+    tokens = generate.generate(wild(), [ids_of(3)], 3, np.random.default_rng(0))
+    for _ in tokens:
+        assert (x * x).requires_grad
+    with no_grad():
+        for _ in generate.generate(wild(), [ids_of(3)], 3, np.random.default_rng(0)):
+            assert not (x * x).requires_grad
+
+
+def test_the_same_seed_writes_the_same_text_and_another_seed_another():
+    tokenizer = CharTokenizer("abcdefghijk")
+    texts = []
+    for seed in (1, 1, 2):
+        rng = np.random.default_rng(seed)
+        texts.append("".join(stream(wild(), tokenizer, "bad", 60, rng, temperature=2.0)))
+    assert texts[0] == texts[1] != texts[2] and len(texts[0]) == 60
+
+
+class Pieces:
+    """A tokenizer whose tokens are given pieces of text; scripted() makes a model write them."""
+
+    def __init__(self, pieces):
+        self.pieces = pieces
+
+    def encode(self, text):
+        return [0]
+
+    def decode(self, ids):
+        return "".join(self.pieces[i] for i in ids)
+
+
+def streamed(monkeypatch, pieces, stop):
+    def scripted(model, prompts, tokens, rng):
+        yield from (np.array([i]) for i in range(len(pieces)))
+
+    monkeypatch.setattr(generate, "generate", scripted)
+    return list(stream(None, Pieces(pieces), "", len(pieces), None, stop=stop))
+
+
+def test_text_ends_before_the_first_stop_however_tokens_split_it(monkeypatch):
+    stops = ["".join(s) for n in (1, 2, 3) for s in itertools.product("ab", repeat=n)]
+    for letters in itertools.product("ab", repeat=6):
+        text = "".join(letters)
+        for size, stop in itertools.product((1, 2, 4), stops):
+            pieces = [text[i : i + size] for i in range(0, 6, size)]
+            assert "".join(streamed(monkeypatch, pieces, stop)) == text.partition(stop)[0]
+
+
+@pytest.mark.parametrize(
+    "pieces, stop, expected",
+    [
+        ("aaab", "aab", ["", "", "a", ""]),  # the third a shows that the first is text
+        ("xstoy", "stop", ["x", "", "", "", "stoy", ""]),  # held until it cannot become the stop
+        ("xsto", "stop", ["x", "", "", "", "sto"]),  # never completed: written at the end
+        (["abc", "d<e", "nd>f"], "<end>", ["abc", "d", ""]),
+        ("abc", None, ["a", "b", "c", ""]),
+    ],
+)
+def test_only_what_may_become_the_stop_is_held_back(monkeypatch, pieces, stop, expected):
+    assert streamed(monkeypatch, pieces, stop) == expected
