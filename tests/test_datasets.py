@@ -228,12 +228,6 @@ def test_a_resumed_stream_equals_the_undisturbed_one():
         assert resumed.position != undisturbed.position
 
 
-def test_a_position_from_a_longer_text_is_refused():
-    windows = Windows(np.arange(43, dtype=np.int32), 4, seed=0)
-    with pytest.raises(ValueError, match="window 9 of 9"):
-        windows.position = {"epoch": 0, "index": 9}
-
-
 @pytest.mark.parametrize("n", [2, 5, 8, 9, 10, 12])
 def test_windows_in_order_predict_every_token_after_the_first_once(n):
     ids = np.arange(1, n + 1, dtype=np.int32)

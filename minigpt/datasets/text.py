@@ -108,8 +108,6 @@ class Windows:
     @position.setter
     def position(self, position):
         self.epoch, self.index = position["epoch"], position["index"]
-        if self.index >= len(self):
-            raise ValueError(f"position: window {self.index} of {len(self)}; has the text changed?")
         rng = np.random.default_rng((self.seed, self.epoch))
         offsets = min(self.block_size, len(self.ids) - len(self) * self.block_size)
         self._starts = rng.integers(offsets) + self.block_size * rng.permutation(len(self))

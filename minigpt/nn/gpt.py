@@ -61,10 +61,8 @@ class GPT(LanguageModel):
         super().__init__(c.vocab_size, c.block_size, c.n_embd, blocks, norm, rng, c.dropout)
 
     def flops_per_token(self):
-        """FLOPs to train on one token: 6 per weight in a matrix product, and attention's 6 L C T.
-
-        Forward is 2 per weight, backward twice that; T is block_size, halved because attention is
-        causal (12 L C T / 2). Source: Kaplan et al. 2020, section 2.1.
+        """FLOPs to train on one token: 6 per weight in a matrix product (2 forward, 4 backward), and
+        attention's 6 L C T, half of 12 because it is causal. Source: Kaplan et al. 2020, section 2.1.
         """
         c, parameters = self.config, self.named_parameters()
         weights = sum(

@@ -14,8 +14,6 @@ from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.training import checkpoint
 from minigpt.training.optim import clip, rate_at
 
-COLUMNS = "step,training,validation,tokens,seconds"
-
 
 def mean_loss(model, x, y, batch_size):
     """The exact mean loss over windows x, y (N, T), in nats per token; dropout off, no history."""
@@ -38,14 +36,9 @@ class Trainer:
     """
 
     def __init__(self, model, optimizer, stream, validation, config, rng, out, about, on_evaluate):
-        self.model, self.optimizer, self.flat, self.stream = (
-            model,
-            optimizer,
-            optimizer.flat,
-            stream,
-        )
-        self.validation, self.config, self.rng, self.out = validation, config, rng, Path(out)
-        self.about, self.on_evaluate = about, on_evaluate
+        self.model, self.optimizer, self.flat = model, optimizer, optimizer.flat
+        self.stream, self.validation, self.config, self.rng = stream, validation, config, rng
+        self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, math.inf, 0.0, 0.0
         self.stopped = False  # by Ctrl-C
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
@@ -123,7 +116,8 @@ class Trainer:
         tokens = self.step * c.batch_size * self.stream.block_size
         row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}"
         with open(self.out / "log.csv", "a") as file:
-            print(row if file.tell() else f"{COLUMNS}\n{row}", file=file)
+            head = "" if file.tell() else "step,training,validation,tokens,seconds\n"
+            file.write(f"{head}{row}\n")
         self.on_evaluate(self, loss, best)
 
     def save(self, name):
