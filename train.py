@@ -62,23 +62,29 @@ def say(step, message):
 
 def configure(resume, overwrite, given):
     """Options -> config, folder, and the checkpoint to continue from, if that was asked for."""
-    config = Config(**given)
-    out = Path(config.out or f"out/{'+'.join(Path(d).stem for d in config.data)}-{config.model}")
+    saved, run = None, {"data": ["manual"], "model": "gpt", "out": None} | given
+    out = Path(run["out"] or f"out/{'+'.join(Path(d).stem for d in run['data'])}-{run['model']}")
     if resume:
         saved = checkpoint.load(out / "last.safetensors")
         before = saved[1]["config"]
         for name in given.keys() - FREE:
-            if given[name] != before[name]:
-                raise ValueError(
-                    f"--{name.replace('_', '-')}: this run has {before[name]}, got {given[name]}; "
-                    "leave it out, or start a new run in another --out"
-                )
-        return Config(**before | given), out, saved
-    if out.exists() and not out.is_dir():
+            if given[name] != before.get(name):
+                what = f"--{name.replace('_', '-')}: this run has {before.get(name)}"
+                remedy = "leave it out, or start a new run in another --out"
+                raise ValueError(f"{what}, got {given[name]}; {remedy}")
+        given = before | given
+    elif out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, {out} is a file; name another")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
-    return config, out, None
+    config = Config(**given)
+    gpt_config(config, 1)  # refuses a shape that cannot be, before anything is read
+    return config, out, saved
+
+
+def gpt_config(config, vocab_size):
+    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
+    return GPTConfig(vocab_size, **{name: getattr(config, name) for name in names})
 
 
 def preprocess(config, saved):
@@ -91,24 +97,19 @@ def preprocess(config, saved):
     train, validation = text.split(ids, config.block_size)
     size = f"{len(ids):,} characters, {tokenizer.vocab_size} distinct"
     say("", f"{size}; train {len(train):,} / validation {len(validation):,}")
-    to_beat = text.baselines(
-        train, validation, tokenizer.vocab_size, characters[len(train) :], CACHE
-    )
-    order, read = to_beat.pop("order"), to_beat.pop("read")
-    part = f", counted on {read:,}" if read < len(train) else ""
-    to_beat = {k: to_beat[k] for k in ("uniform", "unigram", "bzip2")} | {
-        "best n-gram": to_beat["best"]
-    }
+    V, held_out = tokenizer.vocab_size, characters[len(train) :]
+    counted = text.baselines(train, validation, V, held_out, CACHE)
+    to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
+    to_beat["best n-gram"] = counted["best"]
     figures = ", ".join(f"{name} {loss:.3f}" for name, loss in to_beat.items())
-    say("", f"to beat (nats per character): {figures} (order {order}{part})")
+    part = f", counted on {counted['read']:,}" if counted["read"] < len(train) else ""
+    say("", f"to beat (nats per character): {figures} (order {counted['order']}{part})")
     return tokenizer, train, validation, to_beat
 
 
 def build(config, tokenizer, library, found):
     rng = np.random.default_rng(config.seed)
-    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
-    shape = GPTConfig(tokenizer.vocab_size, **{name: getattr(config, name) for name in names})
-    model = GPT(shape, rng).to(library)
+    model = GPT(gpt_config(config, tokenizer.vocab_size), rng).to(library)
     form = f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
     size = f"{model.parameter_count() / 1e6:.2f} M parameters"
     flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per token"
@@ -125,9 +126,9 @@ def learn(config, out, saved, tokenizer, train, validation, to_beat, model, rng)
     def report(trainer, loss=math.inf, best=math.inf):
         """The line of an evaluation: what was passed since the last, and a sample."""
         passed = [name for name, bar in to_beat.items() if loss < bar <= best]
-        figures = (
-            f"loss {trainer.recent:.3f}, validation {loss:.3f}" if trainer.step else "untrained"
-        )
+        figures = "untrained"
+        if trainer.step:
+            figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
         figures += f": past {', '.join(passed)}" if passed else ""
         prompt = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
         dice = np.random.default_rng((config.seed, trainer.step))

@@ -40,8 +40,8 @@ def generate(model, prompts, tokens, rng, **how):
     """Yield the next `tokens` ids (B,) of each of B prompts, drawn by choose(..., **how).
 
     Each token is read once: the model's state remembers it. When block_size positions are full,
-    the last block_size // 2 tokens are read again as if the text began there; of a longer prompt,
-    the last block_size tokens are read.
+    the last block_size // 2 are read again as if the text began there (in a ragged batch padding
+    fills positions too); of a longer prompt, the last block_size tokens are read.
     """
     if not all(len(prompt) for prompt in prompts):
         raise ValueError("generate: expected prompts of at least one token, got an empty one")

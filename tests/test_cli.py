@@ -85,12 +85,9 @@ def test_the_six_steps_are_said_in_order(folder, capsys):
     assert f"{len(TEXT):,} characters, {len(set(TEXT))} distinct" in printed.out
 
 
-def test_a_run_leaves_two_checkpoints_and_a_log_in_out(folder):
-    train.main(["--data", "text.txt", *SMALL])
-    files = {str(path) for path in Path("out").rglob("*.*")}
-    names = "best.safetensors", "last.safetensors", "log.csv"
-    assert files == {f"out/text-gpt/{name}" for name in names}
-    assert checkpoint.load("out/text-gpt/last.safetensors")[1]["state"]["step"] == 6
+def test_a_run_leaves_two_checkpoints_and_a_log(trained):
+    assert sorted(os.listdir(trained)) == ["best.safetensors", "last.safetensors", "log.csv"]
+    assert checkpoint.load(trained / "last.safetensors")[1]["state"]["step"] == 6
 
 
 def test_ctrl_c_saves_and_says_the_command_that_ends_as_if_it_had_not_come(folder, capsys):
@@ -108,9 +105,8 @@ train.main()
 """
     process = child(interrupted, *words, "my run")
     assert process.returncode == 0 and process.stderr == b""
-    command = re.search(
-        r"stopped after step 4; continue: python train.py (.*)\n", process.stdout.decode()
-    )
+    last = process.stdout.decode().splitlines()[-1]
+    command = re.search(r"stopped after step 4; continue: python train.py (.*)", last)
     capsys.readouterr()
     train.main(shlex.split(command[1]))
     assert "continues after step 4 of 6" in capsys.readouterr().out
@@ -119,18 +115,16 @@ train.main()
         assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("script, module", [("train.py", "tqdm"), ("sample.py", "safetensors")])
-def test_ctrl_c_before_the_work_begins_is_no_traceback(folder, script, module):
+@pytest.mark.parametrize("line", ["train.py --data text.txt", "sample.py run"])
+def test_ctrl_c_outside_the_steps_is_no_traceback(folder, line):
     code = f"""
-import runpy, sys, minigpt.datasets.tokenizers as tokenizers, minigpt.training.checkpoint as c
-def interrupt(*_):
+import runpy, sys, minigpt.engine.device as device
+def interrupt(_):
     raise KeyboardInterrupt
-tokenizers.CharTokenizer.train = c.load = interrupt
-sys.argv[0] = {script!r}
-runpy.run_path({str(ROOT / script)!r}, run_name="__main__")
+device.select, sys.argv = interrupt, {line.split()}
+runpy.run_path({str(ROOT / line.split()[0])!r}, run_name="__main__")
 """
-    words = ["--data", "text.txt"] if script == "train.py" else ["run"]
-    process = child(code, *words)
+    process = child(code)
     assert (process.returncode, process.stderr) == (0, b"")
 
 
@@ -148,7 +142,7 @@ def test_resume_refuses_what_would_be_another_model(folder, trained, capsys):
     words = ["--resume", "--out", str(trained), "--n-layer"]
     error = mistake(train.main, [*words, "2"], capsys, trained)
     assert error.startswith("train.py: --n-layer: this run has 1, got 2;")
-    train.main([*words, "1"])
+    train.main([*words, "1"])  # which it has
 
 
 def test_resume_refuses_another_text(folder, trained, capsys):
@@ -164,7 +158,7 @@ def test_a_folder_with_files_is_kept_unless_overwrite_is_said(folder, trained, c
     error = mistake(train.main, words, capsys, folder)
     assert "--resume" in error and "--overwrite" in error
     train.main([*words, "--overwrite"])
-    assert Path("run/log.csv").read_text().count("step") == 1  # a new log, not one appended to
+    assert Path("run/log.csv").read_text().count("\n") == 3  # a head and two rows
     for name in ("last", "best"):
         assert checkpoint.load(f"run/{name}.safetensors")[1]["config"]["seed"] == 2
     assert Path("run/notes.txt").read_text() == "mine"
@@ -211,11 +205,9 @@ def test_count_writes_that_many_different_samples(trained, capsys):
 
 def test_writing_ends_before_the_stop(trained, capsys):
     words = trained, "--prompt", "the", "--tokens", 200, "--stop"
-    whole = said(capsys, *words, "#").out
-    assert (
-        said(capsys, *words, whole[50:52]).out
-        == whole[:3] + whole[3:].partition(whole[50:52])[0] + "\n"
-    )
+    whole = said(capsys, *words, "#").out.removeprefix("the")
+    stop = whole[50:52]
+    assert said(capsys, *words, stop).out == "the" + whole.partition(stop)[0] + "\n"
 
 
 def test_unknown_characters_are_named_and_left_out(trained, capsys):
@@ -236,21 +228,19 @@ def test_without_a_prompt_the_model_begins_by_itself(trained, capsys):
     assert len(said(capsys, trained, "--prompt", "", "--tokens", 20).out) == 21
 
 
-def test_a_folder_means_its_best_checkpoint_and_any_checkpoint_can_be_named(trained, capsys):
-    texts = [
-        said(capsys, path, "--prompt", "the", "--tokens", 50, "--temperature", 1).out
-        for path in (trained, trained / "best.safetensors", trained / "last.safetensors")
-    ]
-    assert texts[0] == texts[1] and texts[2].startswith("the")
+def test_a_folder_means_the_best_checkpoint_in_it(folder, trained, capsys):
+    shutil.copytree(trained, "run")
+    Path("run/last.safetensors").write_text("damaged")
+    words = "--prompt", "the", "--tokens", 20
+    assert said(capsys, "run", *words).out == said(capsys, trained / "best.safetensors", *words).out
 
 
 def test_without_a_name_the_newest_run_in_out_is_read(folder, trained, capsys):
-    for age, name in enumerate(("b", "c", "a")):
+    for name, time in (("old", 1e9), ("new", 1.2e9), ("older", 0.9e9)):
         shutil.copytree(trained, f"out/{name}")
-        os.utime(f"out/{name}/best.safetensors", (1e9 - age, 1e9 - age))
-    for name in ("a", "c"):
-        Path(f"out/{name}/best.safetensors").write_text("damaged")
-        os.utime(f"out/{name}/best.safetensors", (1e9 - 9, 1e9 - 9))
+        if name != "new":
+            Path(f"out/{name}/best.safetensors").write_text("damaged")
+        os.utime(f"out/{name}/best.safetensors", (time, time))
     assert said(capsys, "--prompt", "the", "--tokens", 5).out.startswith("the")
 
 
@@ -293,12 +283,10 @@ TRAINING = [
     ("--data text.txt --n-embd 18 --n-head 4", "try 20"),
     ("--data text.txt --n-embd 4000000 --n-head 1", "Unable to allocate"),  # 192 TB: no machine has
     ("--data text.txt --steps 0", "--steps: expected a whole number >= 1, got '0'"),
-    ("--data text.txt --batch-size -3", "--batch-size"),
     ("--data text.txt --learning-rate nan", "--learning-rate"),
     ("--data text.txt --accumulate 5", "divisor of --batch-size 12, got 5"),
     ("--data text.txt --n-layers 2", "unknown option --n-layers; did you mean --n-layer?"),
     ("--data text.txt --model gtp", "--model"),
-    ("--data text.txt extra.txt --seed", "--seed"),
     ("--data text.txt --out text.txt", "--out: expected a folder, text.txt is a file"),
     ("--data text.txt --device gpu", "device gpu: CuPy is not installed"),
     ("--data text.txt --resume --overwrite", "not allowed with"),
@@ -315,10 +303,7 @@ SAMPLING = [
     ("text.txt", "text.txt: damaged"),
     ("cut", "cut/best.safetensors: damaged"),
     ("foreign/last.safetensors", "not written by minigpt"),
-    ("RUN --temperature -1", "--temperature"),
     ("RUN --top-p 1.5", "--top-p: expected a number > 0 and <= 1, got '1.5'"),
-    ("RUN --top-k 0", "--top-k"),
-    ("RUN --tokens many", "--tokens"),
     ("RUN --promt the", "unknown option --promt; did you mean --prompt?"),
     ("RUN --device gpu", "device gpu: CuPy is not installed"),
 ]

@@ -10,7 +10,6 @@ from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from minigpt.datasets.text import Windows, windows_in_order
 from minigpt.engine.autograd import Tensor
@@ -50,27 +49,28 @@ def updated(make, steps=7):
     return list(zip(before, given, [p.data for p in both], strict=True))
 
 
-def test_adamw_is_its_formula_number_by_number():
-    for decay, (before, given, after) in zip(
-        (0.2, 0), updated(lambda f: AdamW(f, 0.2)), strict=True
-    ):
-        for at in np.ndindex(before.shape):
-            w, m, v = before[at], 0.0, 0.0
-            for t, g in enumerate((g[at] for g in given), 1):
-                rate = 0.1 / t
-                m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
-                step = m / (1 - 0.9**t) / (math.sqrt(v / (1 - 0.99**t)) + 1e-8)
-                w -= rate * (step + decay * w)
-            assert math.isclose(after[at], w, rel_tol=1e-12)
+def slow_adamw(w, gradients, decay):
+    m = v = 0.0
+    for t, g in enumerate(gradients, 1):
+        m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+        w -= 0.1 / t * (m / (1 - 0.9**t) / (math.sqrt(v / (1 - 0.99**t)) + 1e-8) + decay * w)
+    return w
 
 
-def test_sgd_is_its_formula_number_by_number():
-    for decay, (before, given, after) in zip((0.2, 0), updated(lambda f: SGD(f, 0.2)), strict=True):
+def slow_sgd(w, gradients, decay):
+    v = 0.0
+    for t, g in enumerate(gradients, 1):
+        v = 0.9 * v + g
+        w -= 0.1 / t * (v + decay * w)
+    return w
+
+
+@pytest.mark.parametrize("optimizer, slow", [(AdamW, slow_adamw), (SGD, slow_sgd)])
+def test_an_optimizer_is_its_formula_number_by_number_and_only_matrices_decay(optimizer, slow):
+    runs = updated(lambda flat: optimizer(flat, 0.2))
+    for decay, (before, given, after) in zip((0.2, 0), runs, strict=True):
         for at in np.ndindex(before.shape):
-            w, v = before[at], 0.0
-            for t, g in enumerate((g[at] for g in given), 1):
-                v = 0.9 * v + g
-                w -= 0.1 / t * (v + decay * w)
+            w = slow(before[at], [g[at] for g in given], decay)
             assert math.isclose(after[at], w, rel_tol=1e-12)
 
 
@@ -145,11 +145,15 @@ def new_trainer(out, seed=0, dtype=np.float32, on_evaluate=lambda *_: None, **op
     return Trainer(model, optimizer, stream, validation, c, rng, out, {}, on_evaluate)
 
 
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
 def files(run):
     """What a run leaves behind, but for the seconds in the log."""
-    with open(run.out / "log.csv") as log:
-        rows = [{**row, "seconds": None} for row in csv.DictReader(log)]
-    return [(run.out / f"{name}.safetensors").read_bytes() for name in ("last", "best")] + rows
+    found = contents(run.out)
+    rows = csv.DictReader(found.pop("log.csv").decode().splitlines())
+    return found, [{**row, "seconds": None} for row in rows]
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -178,16 +182,13 @@ def test_evaluating_and_sampling_do_not_disturb_the_run(tmp_path):
         assert len(list(generate(run.model.eval(), [IDS[:3]], 12, dice))) == 12
         run.model.train()
 
-    often = new_trainer(tmp_path, eval_every=1, on_evaluate=write)
-    seldom = new_trainer(tmp_path, eval_every=8)
-    states = []
-    for run in (often, seldom):
+    ends = []
+    for often in ({"eval_every": 1, "on_evaluate": write}, {"eval_every": 8}):
+        run = new_trainer(tmp_path, **often)
         run.run()
         arrays, about = checkpoint.load(run.out / "last.safetensors")
-        states.append(
-            (about["state"] | {"best": None}, {k: a.tobytes() for k, a in arrays.items()})
-        )
-    assert states[0] == states[1]
+        ends.append({k: a.tobytes() for k, a in arrays.items()} | about["state"] | {"best": None})
+    assert ends[0] == ends[1]
 
 
 def test_gradients_of_parts_add_up_to_those_of_the_batch(tmp_path):
@@ -222,14 +223,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
     def poisoned():
         if run.step == 4:  # the fifth step meets it; the checkpoint is of the third
-            before.update({f: f.read_bytes() for f in run.out.iterdir()})
+            before.update(contents(run.out))
             run.model.named_parameters()[where].data[...] = math.nan
         return step()
 
     run.train_step = poisoned
     with pytest.raises(FloatingPointError, match=f"^step 5: .* weight of {where} is not finite"):
         run.run()
-    assert {f: f.read_bytes() for f in run.out.iterdir()} == before and len(before) == 3
+    assert contents(run.out) == before and len(before) == 3
 
 
 def test_weights_gone_wrong_in_an_update_are_not_saved_by_the_evaluation_after_it(tmp_path):
@@ -237,7 +238,7 @@ def test_weights_gone_wrong_in_an_update_are_not_saved_by_the_evaluation_after_i
     step, before = run.train_step, {}
 
     def blown_up():
-        before.update({f: f.read_bytes() for f in run.out.iterdir()})
+        before.update(contents(run.out))
         step()
         if run.step == 3:
             run.flat.data *= np.float32(1e30)  # finite, but no prediction can be made with them
@@ -245,7 +246,7 @@ def test_weights_gone_wrong_in_an_update_are_not_saved_by_the_evaluation_after_i
     run.train_step = blown_up
     with pytest.raises(FloatingPointError, match="^step 3: loss nan"):
         run.run()
-    assert {f: f.read_bytes() for f in run.out.iterdir()} == before and len(before) == 3
+    assert contents(run.out) == before and len(before) == 3
 
 
 def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path, monkeypatch):
@@ -326,7 +327,7 @@ ABOUT = {"text": "é \ud83c ☃ \n", "n": 10**30, "list": [1, None, 0.1, {"deep"
 def test_a_checkpoint_gives_back_what_was_saved(tmp_path):
     checkpoint.save(tmp_path / "c", ARRAYS, ABOUT)
     arrays, about = checkpoint.load(tmp_path / "c")
-    assert about == ABOUT | {"version": checkpoint.VERSION}
+    assert about == ABOUT
     assert arrays.keys() == ARRAYS.keys()
     for name, array in ARRAYS.items():
         assert arrays[name].dtype == array.dtype and arrays[name].shape == array.shape
@@ -377,25 +378,19 @@ def test_a_checkpoint_cut_anywhere_is_refused(tmp_path):
         assert "damaged" in refused(tmp_path / "c", whole[:end])
 
 
-def test_a_damaged_header_gives_a_checkpoint_error_or_none(tmp_path):
+def test_a_checkpoint_with_any_byte_changed_is_refused(tmp_path):
     checkpoint.save(tmp_path / "c", {"x": np.ones((2, 3)), "y": np.ones(1)}, {"step": 3})
-    whole, refusals = (tmp_path / "c").read_bytes(), 0
-    end = 8 + struct.unpack("<Q", whole[:8])[0]
-    for at in range(end):
-        for byte in (0, 0xFF, ord("["), whole[at] ^ 1):
-            (tmp_path / "c").write_bytes(whole[:at] + bytes([byte]) + whole[at + 1 :])
-            try:
-                checkpoint.load(tmp_path / "c")  # a letter of a name may change: that one can read
-            except CheckpointError as error:
-                assert len(str(error).splitlines()) == 1
-                refusals += 1
-    assert refusals > 3 * end  # no JSON has 0, 0xff or, but for its lists, [ where something stood
+    whole = (tmp_path / "c").read_bytes()
+    for at in range(len(whole)):
+        for byte in (whole[at] ^ 1, whole[at] ^ 0xFF, ord("[")):
+            if byte != whole[at]:
+                refused(tmp_path / "c", whole[:at] + bytes([byte]) + whole[at + 1 :])
 
 
-def of_type(name):
+def of_type(name, size):
     about = {"minigpt": json.dumps({"version": checkpoint.VERSION})}
-    tensor = {"dtype": name, "shape": [8], "data_offsets": [0, 16 if name == "BF16" else 8]}
-    return forged({"__metadata__": about, "x": tensor}, bytes(tensor["data_offsets"][1]))
+    tensor = {"dtype": name, "shape": [8], "data_offsets": [0, 8 * size]}
+    return forged({"__metadata__": about, "x": tensor}, bytes(8 * size))
 
 
 FOREIGN = {
@@ -411,9 +406,9 @@ FOREIGN = {
     "long number": (forged({"__metadata__": {"minigpt": "9" * 5000}}), "damaged"),
     "no version": (forged({"__metadata__": {"minigpt": "{}"}}), "got None"),
     "later version": (forged({"__metadata__": {"minigpt": '{"version": 99}'}}), "1, got 99"),
-    "bfloat16": (of_type("BF16"), "damaged"),
-    "float8": (of_type("F8_E4M3"), "damaged"),
-    "unknown type": (of_type("F7"), "damaged"),
+    "bfloat16": (of_type("BF16", 2), "damaged"),
+    "float8": (of_type("F8_E4M3", 1), "damaged"),
+    "unknown type": (of_type("F7", 1), "damaged"),
 }
 
 
@@ -421,11 +416,6 @@ FOREIGN = {
 def test_a_foreign_file_is_refused_in_one_line(tmp_path, what):
     content, expected = FOREIGN[what]
     assert expected in refused(tmp_path / "c", content)
-
-
-def test_another_programs_safetensors_file_is_refused(tmp_path):
-    save_file({"x": np.zeros(3)}, tmp_path / "other")
-    assert "not written by minigpt" in refused(tmp_path / "c", (tmp_path / "other").read_bytes())
 
 
 def test_a_missing_checkpoint_is_a_missing_file(tmp_path):
@@ -443,13 +433,17 @@ def parsed(*words):
     return parser, vars(parser.parse_args(words))
 
 
+def option_of(f):
+    return f"--{f.name.replace('_', '-')}"
+
+
 def other(f, default):
     """Words for field f that mean something else than its default."""
     values = {list: ["a.txt", "b.txt"], str: ["else"], bool: []}
     if f.type in (int, float):
         values[f.type] = [str(default * 2 if f.type is int else default / 2 + 0.1)]
     choices = [c for c in f.metadata["argument"].get("choices", []) if c != default]
-    return [f"--{f.name.replace('_', '-')}", *(choices[:1] or values[f.type])]
+    return [option_of(f), *(choices[:1] or values[f.type])]
 
 
 def test_a_config_survives_the_command_line_and_json():
@@ -469,29 +463,23 @@ def test_only_options_that_were_given_reach_the_namespace():
 def test_every_field_has_an_option_of_its_name_with_a_help_text():
     actions = {a.dest: a for a in parsed()[0]._actions}
     for f in fields(Config):
-        assert actions[f.name].option_strings == [f"--{f.name.replace('_', '-')}"]
+        assert actions[f.name].option_strings == [option_of(f)]
         assert len(actions[f.name].help.split()) > 1
     assert parsed()[0].format_help()
 
 
-NUMBERS = [f for f in fields(Config) if f.type in (int, float)]
-
-
-@pytest.mark.parametrize("name", [f.name for f in NUMBERS])
-def test_a_number_out_of_bounds_is_refused_in_one_line(name, capsys):
-    f = next(f for f in NUMBERS if f.name == name)
-    words = ["nan", "inf", "-inf", "-1", "-1e-9", "", "many", "1" + "0" * 400]
+@pytest.mark.parametrize("f", [f for f in fields(Config) if f.type in (int, float)], ids=option_of)
+def test_a_number_out_of_bounds_is_refused_in_one_line(f, capsys):
+    words = ["nan", "inf", "-inf", "-1", "-1e-9", "", "many", "1e400"]
+    words += ["1.5", "1e2", "1" + "0" * 400] if f.type is int else []
     words += ["0"] if f.metadata["bounds"][0] in ((">=", 1), (">", 0)) else []
-    words += ["1.5", "1e2"] if f.type is int else []
-    words += ["1"] if name == "dropout" else []
+    words += ["1"] if f.name == "dropout" else []
     for word in words:
-        if word[1:].isdigit() and f.type is float:
-            word = "1e400"
         with pytest.raises(SystemExit) as caught:
-            parsed(f"--{name.replace('_', '-')}={word}")
+            parsed(f"{option_of(f)}={word}")
         error = capsys.readouterr().err
         assert caught.value.code == 2 and error.count("\n") == 1
-        assert f"--{name.replace('_', '-')}" in error and f"got {word!r}" in error
+        assert option_of(f) in error and f"got {word!r}" in error
 
 
 def test_the_lowest_allowed_numbers_are_allowed():
@@ -499,19 +487,18 @@ def test_the_lowest_allowed_numbers_are_allowed():
 
 
 @pytest.mark.parametrize(
-    "word, near", [("--n-heads", "--n-head"), ("--learnin-rate=1", "--learning-rate")]
+    "word, hint",
+    [
+        ("--n-heads", "did you mean --n-head?"),
+        ("--learnin-rate=1", "did you mean --learning-rate?"),
+        ("--zzzzzzzz", "--help lists them"),
+    ],
 )
-def test_a_misspelt_option_gets_the_nearest(word, near, capsys):
+def test_an_unknown_option_gets_the_nearest(word, hint, capsys):
     with pytest.raises(SystemExit):
         parsed(word)
     error = capsys.readouterr().err
-    assert error == f"train.py: unknown option {word.partition('=')[0]}; did you mean {near}?\n"
-
-
-def test_an_option_like_no_other_gets_the_way_to_the_list(capsys):
-    with pytest.raises(SystemExit):
-        parsed("--zzzzzzzz")
-    assert capsys.readouterr().err == "train.py: unknown option --zzzzzzzz; --help lists them\n"
+    assert error == f"train.py: unknown option {word.partition('=')[0]}; {hint}\n"
 
 
 def test_parts_that_do_not_divide_the_batch_are_refused():

@@ -5,6 +5,7 @@ Nothing is pickled: opening a stranger's file cannot run code. Equal states give
 
 import json
 import os
+import zlib
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -26,7 +27,8 @@ def save(path, arrays, about):
     """
     beside = f"{path}.{os.getpid()}"
     arrays = {name: np.asarray(to_numpy(a), order="C") for name, a in arrays.items()}
-    header = {KEY: json.dumps({"version": VERSION, **about}, sort_keys=True)}
+    about = {"version": VERSION, "crc": checksum(arrays, about), **about}
+    header = {KEY: json.dumps(about, sort_keys=True)}
     try:
         with open(beside, "wb") as file:
             file.write(to_bytes(arrays, header))
@@ -52,10 +54,20 @@ def load(path):
         raise CheckpointError(f"{path}: damaged, or no checkpoint at all {why}") from None
     if not isinstance(about, dict):
         raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")
-    if about.get("version") != VERSION:
-        got = f"got {about.get('version')}; open it with the minigpt that wrote it"
+    if (version := about.pop("version", None)) != VERSION:
+        got = f"got {version}; open it with the minigpt that wrote it"
         raise CheckpointError(f"{path}: expected checkpoint version {VERSION}, {got}")
+    if about.pop("crc", None) != checksum(arrays, about):
+        raise CheckpointError(f"{path}: damaged, its checksum is another; use another checkpoint")
     return arrays, about
+
+
+def checksum(arrays, about):
+    """CRC-32 of all but the version and itself: safetensors does not notice a flipped bit."""
+    crc = zlib.crc32(json.dumps(about, sort_keys=True).encode())
+    for name, a in sorted(arrays.items()):
+        crc = zlib.crc32(a, zlib.crc32(f"{name} {a.dtype} {a.shape}".encode(), crc))
+    return crc
 
 
 def weights(arrays):

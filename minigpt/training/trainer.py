@@ -53,10 +53,11 @@ class Trainer:
         c, xp = self.config, module_of(self.flat.data)
         rate = rate_at(self.step, c.steps, c.learning_rate, c.warmup, c.schedule)
         self.step += 1
-        x, y = (xp.asarray(ids) for ids in self.stream.batch(c.batch_size))
+        x, y = self.stream.batch(c.batch_size)
+        count, x, y = int((y != IGNORED).sum()), xp.asarray(x), xp.asarray(y)
         loss, size = 0.0, c.batch_size // c.accumulate
         for i in range(0, c.batch_size, size):
-            part = cross_entropy(self.model(x[i : i + size]), y[i : i + size], count=y.size)
+            part = cross_entropy(self.model(x[i : i + size]), y[i : i + size], count=count)
             part.backward()
             loss += part.item()
         norm = clip(self.flat.grad, c.clip)
