@@ -1,7 +1,8 @@
 """Fast pairs on NumPy arrays: `f_forward(arrays) -> y, saved`, `f_backward(dy, saved) -> gradients`.
 
 Each does what the definition of its name in functional.py does, with fewer passes over memory:
-in place where an array is private, and sums as products with ones, which BLAS does faster.
+in place where an array is private, and sums as products with ones, which BLAS does faster. The
+percentages say how much longer a step of the 4x128 GPT (T 64, B 12, V 65) takes without the pair.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ IGNORED = -100
 
 
 def linear_forward(x, w, b):
-    """One product, b added in place."""
+    """One product, b added in place (4 %)."""
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ w
     if b is not None:
@@ -26,25 +27,8 @@ def linear_backward(dy, saved):
     return (dy @ w.T).reshape(shape), rows.T @ dy, db
 
 
-def embedding_forward(w, ids):
-    """A copy of the rows."""
-    return w[ids], (w.shape, w.dtype, ids)
-
-
-def embedding_backward(dy, saved):
-    """Rows of dy with the same id are sorted together and summed, instead of added one by one."""
-    shape, dtype, ids = saved
-    dw, ids = np.zeros(shape, dtype), ids.reshape(-1) % shape[0]
-    if ids.size:
-        order = np.argsort(ids, kind="stable")
-        ids = ids[order]
-        first = np.flatnonzero(np.diff(ids, prepend=-1))
-        dw[ids[first]] = np.add.reduceat(dy.reshape(len(ids), -1)[order], first, axis=0)
-    return dw, None
-
-
 def layer_norm_forward(x, w, b, eps=1e-5):
-    """Keeps the normalised rows h and 1 / sqrt(variance + eps)."""
+    """Keeps the normalised rows h and 1 / sqrt(variance + eps) (13 %)."""
     n = x.shape[-1]
     rows = x.reshape(-1, n)
     h = rows - (rows @ np.full(n, 1 / n, x.dtype))[:, None]
@@ -81,7 +65,7 @@ _AC = _A * 0.044715
 
 @np.errstate(over="ignore")  # e^z = inf far left, where s = 1 / inf = 0 is right
 def gelu_forward(x):
-    """y = x s with s = sigmoid(a x + a c x^3), block by block in cache: eight passes, one of them exp."""
+    """y = x s with s = sigmoid(a x + a c x^3), block by block in cache: eight passes (36 %)."""
     flat = x.reshape(-1)
     y, s = np.empty_like(flat), np.empty_like(flat)
     for i in range(0, flat.size, _BLOCK):
@@ -114,7 +98,7 @@ def gelu_backward(dy, saved):
 
 
 def cross_entropy_forward(z, targets, count=None):
-    """Keeps p = softmax(z) in one array, where the definition keeps seven."""
+    """Keeps p = softmax(z) in one array instead of seven (1 %; 17 % at V 4,000, as in Chinese)."""
     t = targets.reshape(-1)
     p = z.reshape(t.size, z.shape[-1])
     p = p - p.max(1, keepdims=True)
@@ -138,7 +122,7 @@ def cross_entropy_backward(dloss, saved):
 
 
 def attention_forward(q, k, v, mask=None, window=None, causal=True):
-    """Scores stand as keys x queries: NumPy reduces over rows several times faster than along them.
+    """Scores stand as keys x queries: NumPy reduces over rows faster than along them (24 %).
 
     Outputs and gradients lie in memory as (B, T, H, D), so that joining the heads copies nothing.
     """
