@@ -34,7 +34,7 @@ def options():
         help="0: always the likeliest; higher: wilder (default 0.8)")  # fmt: skip
     add("--top-k", type=whole, metavar="N", help="draw from the N likeliest only")
     add("--top-p", type=share, metavar="N", help="draw from the fewest that hold this probability")
-    add("--stop", metavar="TEXT", help="end before this text")
+    add("--stop", metavar="TEXT", default="", help="end before this text")
     add("--count", type=whole, default=1, metavar="N", help="how many samples (default 1)")
     add("--seed", type=number(int, (">=", 0)), default=1337, metavar="N", help="(default 1337)")
     add("--device", choices=["auto", "cpu", "gpu"], default="auto", help="(default auto)")
@@ -48,7 +48,8 @@ def main(words=None):
         library, _ = device.select(args.device)
         model, tokenizer = load(args.run or newest(), library)
         if args.prompt is None and not args.interactive:
-            args.prompt = "" if sys.stdin.isatty() else sys.stdin.read().rstrip("\n")
+            piped = sys.stdin and not sys.stdin.isatty()
+            args.prompt = sys.stdin.read().rstrip("\n") if piped else ""
     except (ValueError, OSError) as error:
         parser.error(str(error))
     rng = np.random.default_rng(args.seed)
@@ -76,18 +77,19 @@ def main(words=None):
 
 
 def newest():
-    """The folder in out/ whose checkpoint is the youngest."""
-    found = list(Path("out").glob("*/best.safetensors"))
+    """The run in out/ that has saved last."""
+    found = list(Path("out").glob("*/last.safetensors"))
     if not found:
         raise FileNotFoundError("out/: expected a trained model, found none; run train.py first")
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
 def load(path, library):
     """A run's folder or a checkpoint -> model, tokenizer"""
     path = Path(path)
     if path.is_dir():
-        path = path / "best.safetensors"
+        best = path / "best.safetensors"  # there is none before the first validation
+        path = best if best.exists() else path / "last.safetensors"
     arrays, about = checkpoint.load(path)
     model = GPT(GPTConfig(**about["model"]), np.random.default_rng(0)).to(library).eval()
     model.load_state_dict(checkpoint.weights(arrays))
@@ -95,6 +97,8 @@ def load(path, library):
 
 
 if __name__ == "__main__":
+    for file in filter(None, (sys.stdin, sys.stdout)):
+        file.reconfigure(errors="replace")  # bytes that are no text, a terminal without the letter
     try:
         main()
     except KeyboardInterrupt:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import shlex
+import sys
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +31,8 @@ from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
-FREE = {"data", "out", "steps", "device", "eval_every", "plain"}  # what a resumed run may change
+NEWLINE = "\n"
+FREE = {"data", "out", "steps", "device", "plain"}  # what a resumed run may change
 
 
 def main(words=None):
@@ -45,18 +47,33 @@ def main(words=None):
     try:
         config, out, saved = configure(given.pop("resume"), given.pop("overwrite"), given)
         library, found = device.select(config.device)
-        tokenizer, train, validation, to_beat = preprocess(config, saved)
+        tokenizer, crc, train, validation, to_beat = preprocess(config, saved)
         model, rng = build(config, tokenizer, library, found)
     except (ValueError, OSError, MemoryError) as error:
         parser.error(str(error))
     with plain() if config.plain else contextlib.nullcontext():
         try:
-            learn(config, out, saved, tokenizer, train, validation, to_beat, model, rng)
-        except (OSError, MemoryError, FloatingPointError) as error:  # full, or no number
+            windows = initialise(config, model, validation, tokenizer)
+            about = {
+                "config": asdict(config) | {"out": None},  # the folder may move
+                "model": asdict(model.config),
+                "tokenizer": tokenizer.config(),
+                "data": crc,
+            }
+            stream = text.Windows(train, config.block_size, config.seed)
+            optimizer = OPTIMIZERS[config.optimizer](Flat(model), config.weight_decay)
+            report = reporter(config, tokenizer, to_beat)
+            trainer = Trainer(model, optimizer, stream, windows, config, rng, out, about, report)
+            fit(trainer, saved)
+            if not trainer.stopped:
+                validate(trainer, windows, to_beat["best n-gram"])
+                apply(trainer, tokenizer)
+        except (OSError, MemoryError, FloatingPointError, checkpoint.CheckpointError) as error:
             parser.error(str(error))
 
 
 def say(step, message):
+    """Print a line under the name of its step."""
     print(f"{step:<14} {message}", flush=True)
 
 
@@ -83,96 +100,119 @@ def configure(resume, overwrite, given):
 
 
 def gpt_config(config, vocab_size):
+    """The options that shape the model."""
     names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in names})
 
 
 def preprocess(config, saved):
+    """Text -> tokenizer, the text's checksum, training and validation ids, what must be beaten."""
     say("1 preprocess", f"{' '.join(config.data)}: reading ...")
     characters = text.load(config.data, CACHE)
-    tokenizer = CharTokenizer.train(characters)
-    ids = tokenizer.encode(characters)
-    if saved and saved[1]["data"] != zlib.crc32(ids):
+    crc = zlib.crc32(characters.encode())
+    if saved and saved[1]["data"] != crc:
         raise ValueError("--data: not the text that this run has read; restore it, or start anew")
+    tokenizer = CharTokenizer.train(characters)
+    ids, V = tokenizer.encode(characters), tokenizer.vocab_size
     train, validation = text.split(ids, config.block_size)
-    size = f"{len(ids):,} characters, {tokenizer.vocab_size} distinct"
+    size = f"{len(ids):,} characters, {V} distinct"
     say("", f"{size}; train {len(train):,} / validation {len(validation):,}")
-    V, held_out = tokenizer.vocab_size, characters[len(train) :]
-    counted = text.baselines(train, validation, V, held_out, CACHE)
+    counted = text.baselines(train, validation, V, characters[len(train) :], CACHE)
     to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
     to_beat["best n-gram"] = counted["best"]
     figures = ", ".join(f"{name} {loss:.3f}" for name, loss in to_beat.items())
     part = f", counted on {counted['read']:,}" if counted["read"] < len(train) else ""
     say("", f"to beat (nats per character): {figures} (order {counted['order']}{part})")
-    return tokenizer, train, validation, to_beat
+    return tokenizer, crc, train, validation, to_beat
 
 
 def build(config, tokenizer, library, found):
+    """-> the model on its device, and the Generator that it draws from"""
     rng = np.random.default_rng(config.seed)
     model = GPT(gpt_config(config, tokenizer.vocab_size), rng).to(library)
     form = f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
     size = f"{model.parameter_count() / 1e6:.2f} M parameters"
     flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per token"
-    say("2 build", f"{config.model}: {form}, context {config.block_size}: {size}, {flops}; {found}")
+    say("2 build", f"{config.model}: {form}, context {config.block_size}: {size}, {flops}")
+    say("", found)
     return model, rng
 
 
-def learn(config, out, saved, tokenizer, train, validation, to_beat, model, rng):
+def initialise(config, model, validation, tokenizer):
+    """Check the first loss -> the validation windows (x, y) on the model's device."""
     library = device.module_of(model.embedding.weight.data)
     x, y = (library.asarray(ids) for ids in text.windows_in_order(validation, config.block_size))
-    first, V = mean_loss(model, x[:32], y[:32], 32), tokenizer.vocab_size
-    say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {math.log(V):.3f})")
+    first, uniform = mean_loss(model, x[:32], y[:32], 32), math.log(tokenizer.vocab_size)
+    say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {uniform:.3f})")
+    return x, y
+
+
+def write(model, tokenizer, prompt, tokens, rng):
+    """What the model writes after the prompt, as one line; its mode is as before."""
+    if tokenizer.unknown(prompt):
+        prompt = tokenizer.decode([0])
+    training = model.training
+    words = "".join(stream(model.eval(), tokenizer, prompt, tokens, rng, temperature=0.8))
+    model.train(training)
+    return json.dumps(prompt.lstrip("\n") + words, ensure_ascii=False)
+
+
+def reporter(config, tokenizer, to_beat):
+    """What the trainer calls at each evaluation: the losses, which bars fell, and a sample."""
 
     def report(trainer, loss=math.inf, best=math.inf):
-        """The line of an evaluation: what was passed since the last, and a sample."""
-        passed = [name for name, bar in to_beat.items() if loss < bar <= best]
-        figures = "untrained"
-        if trainer.step:
-            figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
-        figures += f": past {', '.join(passed)}" if passed else ""
-        prompt = "\n" if "\n" in tokenizer.characters else tokenizer.characters[0]
-        dice = np.random.default_rng((config.seed, trainer.step))
-        sample = "".join(stream(model.eval(), tokenizer, prompt, 80, dice, temperature=0.8))
-        model.train()
+        passed = ", ".join(name for name, bar in to_beat.items() if loss < bar <= best)
+        losses = (
+            f"loss {trainer.recent:.3f}, validation {loss:.3f}" if trainer.step else "untrained"
+        )
+        figures = f"{losses}: past {passed}" if passed else losses
         tqdm.write(f"{'':<14} step {trainer.step:>5} {trainer.seconds:>4.0f} s  {figures}")
-        tqdm.write(f"{'':<15}{json.dumps(sample, ensure_ascii=False)}")
+        rng = np.random.default_rng((config.seed, trainer.step))
+        tqdm.write(f"{'':<14} {write(trainer.model, tokenizer, NEWLINE, 80, rng)}")
 
-    flat = Flat(model)
-    optimizer = OPTIMIZERS[config.optimizer](flat, config.weight_decay)
-    windows = text.Windows(train, config.block_size, config.seed)
-    about = {
-        "config": asdict(config) | {"out": None},  # the folder may move
-        "model": asdict(model.config),
-        "tokenizer": tokenizer.config(),
-        "data": zlib.crc32(np.concatenate([train, validation])),
-        "numpy": np.__version__,
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(model, optimizer, windows, (x, y), config, rng, out, about, report)
+    return report
+
+
+def fit(trainer, saved):
+    """Train, from the start or from a checkpoint."""
+    trainer.out.mkdir(parents=True, exist_ok=True)
+    c = trainer.config
     if saved:
         trainer.restore(*saved)
-        say("4 train", f"continues after step {trainer.step} of {config.steps}")
+        say("4 train", f"continues after step {trainer.step} of {c.steps}")
     else:
         for name in ("last.safetensors", "best.safetensors", "log.csv"):
-            (out / name).unlink(missing_ok=True)
-        say("4 train", f"{config.steps} steps of {config.batch_size} x {config.block_size} tokens")
-        report(trainer)
+            (trainer.out / name).unlink(missing_ok=True)
+        say("4 train", f"{c.steps} steps of {c.batch_size} x {c.block_size} tokens")
+        trainer.on_evaluate(trainer)
     trainer.run()
     if trainer.stopped:
-        command = f"python train.py --resume --out {shlex.quote(str(out))}"
+        command = f"python train.py --resume --out {shlex.quote(str(trainer.out))}"
         say("", f"stopped after step {trainer.step}; continue: {command}")
-        return
 
-    model.load_state_dict(checkpoint.weights(checkpoint.load(out / "best.safetensors")[0]))
-    loss = mean_loss(model, x, y, 2 * config.batch_size)
-    verdict = "below" if loss < to_beat["best n-gram"] else "not below"
+
+def validate(trainer, windows, n_gram):
+    """The best checkpoint on the whole validation split."""
+    arrays, _ = checkpoint.load(trainer.out / "best.safetensors")
+    trainer.model.load_state_dict(checkpoint.weights(arrays))
+    loss = mean_loss(trainer.model, *windows, 2 * trainer.config.batch_size)
     bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
-    say("5 validate", f"whole split: {bits}, {verdict} the best n-gram; epoch {windows.epoch + 1}")
-    command = f"python sample.py {shlex.quote(str(out))} --interactive"
-    say("6 apply", f"{command}   (the model is in {out}/best.safetensors)")
+    verdict = "below" if loss < n_gram else "not below"
+    say("5 validate", f"whole split: {bits}; {verdict} the best n-gram, {n_gram:.3f}")
+
+
+def apply(trainer, tokenizer):
+    """The trained model writes."""
+    rng = np.random.default_rng(trainer.config.seed)
+    say("6 apply", write(trainer.model, tokenizer, "The ", 160, rng))
+    command = f"python sample.py {shlex.quote(str(trainer.out))} --interactive"
+    say("", f"next: {command} | read minigpt/engine/autograd.py")
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(
+        errors="replace"
+    )  # a terminal that lacks a character is no reason to stop
     try:
         main()
     except KeyboardInterrupt:  # while there is nothing to save, or the second

@@ -68,7 +68,7 @@ def _read(model, ids, mask, state):
         return to_numpy(logits.data[:, -1])
 
 
-def stream(model, tokenizer, prompt, tokens, rng, stop=None, **how):
+def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
     """Yield the text that follows the prompt piece by piece, up to `stop` if that string comes."""
     held = ""  # decoded, but perhaps the beginning of stop
     for ids in generate(model, [tokenizer.encode(prompt)], tokens, rng, **how):
@@ -76,8 +76,7 @@ def stream(model, tokenizer, prompt, tokens, rng, stop=None, **how):
         if stop and stop in held:
             yield held[: held.index(stop)]
             return
-        sizes = range(min(len(held), len(stop) - 1) if stop else 0, 0, -1)
-        keep = next((n for n in sizes if held.endswith(stop[:n])), 0)
+        keep = max((n for n in range(len(stop)) if held.endswith(stop[:n])), default=0)
         yield held[: len(held) - keep]
         held = held[len(held) - keep :]
     yield held

@@ -13,7 +13,6 @@ from test_ops import ROWS
 
 from minigpt.engine.autograd import Tensor, plain
 from minigpt.engine.device import LIBRARIES, module_of, select, to_numpy, uniform
-from minigpt.engine.functional import cross_entropy, linear
 
 
 @pytest.fixture
@@ -52,32 +51,6 @@ def test_tensor_on_the_device_says_so_and_prints_without_reading(xp):
     t = Tensor(StrictArray(draw(2, 3)), requires_grad=True)
     assert t.device == "gpu" and "shape=(2, 3), dtype=float64, device=gpu" in repr(t.exp())
     assert not syncs
-
-
-def test_adamw_on_views_of_a_flat_vector_is_the_same_on_both_libraries(xp):
-    def train(library):
-        flat, grad, m, v = (library.zeros(20, dtype=library.float32) for _ in range(4))
-        flat[...] = library.asarray(draw(20).astype("f4"))
-        x, t = library.asarray(draw(7, 3).astype("f4")), library.asarray(np.arange(7) % 5)
-        w, b = Tensor(flat[:15].reshape(3, 5), True), Tensor(flat[15:], True)
-        w.grad, b.grad = grad[:15].reshape(3, 5), grad[15:]
-        for step in range(1, 6):
-            grad.fill(0)
-            cross_entropy(linear(Tensor(x), w, b), t, count=7).backward()
-            grad *= 1.0 / library.maximum(library.sqrt(library.vdot(grad, grad)), 1.0)
-            m *= 0.9
-            m += 0.1 * grad
-            v *= 0.99
-            v += 0.01 * grad * grad
-            flat[:15] *= 0.999
-            flat -= 0.1 * m / (1 - 0.9**step) / (library.sqrt(v / (1 - 0.99**step)) + 1e-8)
-        assert not syncs
-        return flat
-
-    with plain():
-        expected = train(np)
-    np.testing.assert_array_equal(to_numpy(train(xp)), expected)
-    assert np.abs(expected - draw(20)).max() > 0.1
 
 
 NUMPY, STRICT = np.ones(3), StrictArray(np.ones(3))
@@ -137,14 +110,14 @@ def test_arrays_move_between_the_libraries(xp):
     assert to_numpy(here) is here
 
 
-def fake_cupy(monkeypatch, zeros):
+def fake_cupy(monkeypatch, ones):
     cupy = ModuleType("cupy")
-    cupy.zeros, cupy.ndarray, cupy.__version__ = zeros, StrictArray, "14.2.0"
+    cupy.ones, cupy.ndarray, cupy.__version__ = ones, StrictArray, "14.2.0"
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     return cupy
 
 
-def no_driver(n):
+def no_driver(shape, dtype):
     raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected\nmore")
 
 
@@ -165,7 +138,7 @@ def test_without_a_gpu_gpu_raises_in_one_line_and_auto_gives_numpy_with_the_reas
 
 @pytest.mark.parametrize("name", ["auto", "gpu"])
 def test_gpu_that_answers_is_selected_and_its_arrays_are_known(name, monkeypatch):
-    cupy = fake_cupy(monkeypatch, lambda n: strict.zeros(n))
+    cupy = fake_cupy(monkeypatch, lambda shape, dtype: strict.ones(shape, dtype))
     monkeypatch.setattr("minigpt.engine.device.LIBRARIES", dict(LIBRARIES))
     assert select(name) == (cupy, "GPU, CuPy 14.2.0")
     assert module_of(StrictArray(draw(3))) is cupy

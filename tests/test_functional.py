@@ -1,5 +1,6 @@
 """Every definition against a slow loop and differences; every fast pair against its definition."""
 
+import contextlib
 import inspect
 import math
 import statistics
@@ -11,6 +12,7 @@ from strict import StrictArray, registered
 
 from minigpt.engine import fast_cupy, fast_numpy, functional
 from minigpt.engine.autograd import Tensor, no_grad, plain
+from minigpt.engine.functional import cross_entropy
 
 
 def heads(*shape, seed=0):
@@ -302,3 +304,9 @@ def test_same_seed_gives_the_same_mask_and_another_seed_another():
 def test_dropout_preserves_the_mean():
     y = functional.dropout(Tensor(np.ones(100_000)), 0.3, 5).data
     assert abs(y.mean() - 1) < 0.01  # five standard errors: sqrt(0.3 / 0.7 / 100000) = 0.002
+
+
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, plain])
+def test_targets_of_another_shape_are_refused(mode):
+    with mode(), pytest.raises(ValueError, match=r"expected shape \(2, 3\), got \(3, 2\)"):
+        cross_entropy(Tensor(draw(2, 3, 5)), np.zeros((3, 2), int))

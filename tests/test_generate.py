@@ -200,7 +200,7 @@ def test_text_ends_before_the_first_stop_however_tokens_split_it(monkeypatch):
         ("xstoy", "stop", ["x", "", "", "", "stoy", ""]),  # held until it cannot become the stop
         ("xsto", "stop", ["x", "", "", "", "sto"]),  # never completed: written at the end
         (["abc", "d<e", "nd>f"], "<end>", ["abc", "d", ""]),
-        ("abc", None, ["a", "b", "c", ""]),
+        ("abc", "", ["a", "b", "c", ""]),
     ],
 )
 def test_only_what_may_become_the_stop_is_held_back(monkeypatch, pieces, stop, expected):

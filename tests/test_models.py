@@ -100,7 +100,7 @@ def test_a_padded_batch_gives_exactly_the_rows_alone(side):
         x[row, part], y[row, part], mask[row, part] = tokens[:-1], tokens[1:], 1
         z = model(tokens[None, :-1])
         alone.append((part, z.data[0]))
-        for name, grad in gradients(model, cross_entropy(z, tokens[1:], count=total)).items():
+        for name, grad in gradients(model, cross_entropy(z, tokens[None, 1:], count=total)).items():
             summed[name] = grad.copy()  # backward adds up row after row
     for p in model.named_parameters().values():
         p.grad = None

@@ -168,7 +168,7 @@ def test_max_shares_the_gradient_among_equal_largest_values(axis, expected):
     np.testing.assert_allclose(x.grad, expected, rtol=1e-15)
 
 
-@pytest.mark.parametrize("exponent, slope", [(1, 1.0), (2, 0.0), (3.0, 0.0)])
+@pytest.mark.parametrize("exponent, slope", [(0, 0.0), (1, 1.0), (2, 0.0), (3.0, 0.0)])
 def test_power_has_its_slope_at_zero(exponent, slope):
     x = Tensor(np.zeros(2), requires_grad=True)
     (x**exponent).sum().backward()
@@ -195,3 +195,14 @@ def test_operator_with_anything_on_its_left_gives_a_tensor(op, left):
     y = BINARY[op](left, Tensor(right, requires_grad=True))
     assert type(y) is Tensor and y.requires_grad
     np.testing.assert_allclose(y.data, BINARY[op](left, right), rtol=1e-15)
+
+
+def test_only_equal_shapes_can_be_stacked():
+    with pytest.raises(ValueError, match="dimensions"):
+        ops.stack([draw(2, 3), draw(3, 2)])
+
+
+def test_a_tensor_refuses_to_be_compared_with_equals():
+    x = Tensor(np.ones(2))
+    with pytest.raises(TypeError, match=r"t\.data == x"):
+        ops.where(x == 1, x, x)

@@ -10,16 +10,18 @@ from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
+from strict import registered, strict
 
 from minigpt.datasets.text import Windows, windows_in_order
-from minigpt.engine.autograd import Tensor
+from minigpt.engine.autograd import Tensor, plain
+from minigpt.engine.device import module_of
 from minigpt.generate import generate
 from minigpt.nn.gpt import GPT, GPTConfig
 from minigpt.nn.module import Flat, Module
 from minigpt.training import checkpoint, trainer
 from minigpt.training.checkpoint import CheckpointError
 from minigpt.training.config import Config, Parser, add_options
-from minigpt.training.optim import OPTIMIZERS, SGD, AdamW, clip, cosine, linear, rate_at
+from minigpt.training.optim import OPTIMIZERS, SCHEDULES, SGD, AdamW, clip, rate_at
 from minigpt.training.trainer import Trainer, mean_loss
 
 IDS = np.random.default_rng(7).integers(0, 11, 300).astype(np.int32)
@@ -116,8 +118,8 @@ def test_clipping_shortens_only_what_is_longer_and_returns_the_length_before(lim
 
 
 def test_schedules_go_from_one_to_their_floor():
-    assert [cosine(x) for x in (0, 0.5, 1)] == pytest.approx([1, 0.55, 0.1], rel=1e-12)
-    assert [linear(x) for x in (0, 0.25, 1)] == pytest.approx([1, 0.75, 0], rel=1e-12)
+    assert [SCHEDULES["cosine"](x) for x in (0, 0.5, 1)] == pytest.approx([1, 0.55, 0.1], rel=1e-12)
+    assert [SCHEDULES["linear"](x) for x in (0, 0.25, 1)] == pytest.approx([1, 0.75, 0], rel=1e-12)
 
 
 @pytest.mark.parametrize("schedule, last", [("linear", 0.2 / 6), ("cosine", 0.2 * 0.16029)])
@@ -133,15 +135,16 @@ def test_a_warm_up_longer_than_the_run_only_climbs():
     assert rates == pytest.approx([0.1, 0.2, 0.3], rel=1e-12)
 
 
-def new_trainer(out, seed=0, dtype=np.float32, on_evaluate=lambda *_: None, **options):
+def new_trainer(out, seed=0, dtype=np.float32, xp=np, on_evaluate=lambda *_: None, **options):
     """A small GPT on random ids: 26 windows, so that seven batches of 4 begin a second epoch."""
     short = {"steps": 8, "batch_size": 4, "eval_every": 3, "warmup": 2, "dropout": 0.2}
     c, rng = Config(**short | options), np.random.default_rng(seed)
-    model = GPT(GPTConfig(11, 8, 1, 2, 16, dropout=c.dropout), rng).to(dtype=dtype)
+    model = GPT(GPTConfig(11, 8, 1, 2, 16, dropout=c.dropout), rng).to(xp, dtype)
     flat = Flat(model)
     optimizer, out = OPTIMIZERS[c.optimizer](flat, c.weight_decay), out / f"{options}"
     out.mkdir(exist_ok=True)
-    stream, validation = Windows(IDS[:220], 8, 3), windows_in_order(IDS[220:], 8)
+    stream = Windows(IDS[:220], 8, 3)
+    validation = [xp.asarray(ids) for ids in windows_in_order(IDS[220:], 8)]
     return Trainer(model, optimizer, stream, validation, c, rng, out, {}, on_evaluate)
 
 
@@ -174,6 +177,44 @@ def test_a_resumed_run_is_the_undisturbed_run_bit_for_bit(tmp_path, stop, optimi
     second.restore(*checkpoint.load(first.out / "last.safetensors"))
     second.run()
     assert files(second) == expected
+
+
+def test_a_run_killed_between_its_two_checkpoints_keeps_the_best(tmp_path, monkeypatch):
+    run, save, saved = new_trainer(tmp_path), checkpoint.save, []
+
+    def killed(*given):
+        if len(saved) == 3:  # two evaluations: best, last, best ...
+            raise KeyboardInterrupt
+        saved.append(given[0])
+        save(*given)
+
+    falling = iter([3.0, 2.0])
+    monkeypatch.setattr(trainer, "mean_loss", lambda *_: next(falling))
+    monkeypatch.setattr(checkpoint, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    _, last = checkpoint.load(run.out / "last.safetensors")
+    _, best = checkpoint.load(run.out / "best.safetensors")
+    assert (best["state"]["best"], last["state"]["best"]) == (2.0, 3.0)
+
+
+def test_definitions_alone_train_to_the_same_losses(tmp_path):
+    pairs, definitions = (new_trainer(tmp_path, dtype=np.float64, seed=i) for i in (0, 0))
+    losses = [pairs.train_step() for _ in range(8)]
+    with plain():
+        np.testing.assert_allclose([definitions.train_step() for _ in range(8)], losses, rtol=1e-10)
+
+
+def test_a_whole_run_on_another_library_than_numpy_ends_the_same(tmp_path):
+    ends = []
+    for xp, setting in ((np, plain()), (strict, registered())):
+        with setting:
+            run = new_trainer(tmp_path, dtype=np.float64, xp=xp)
+            run.run()
+            assert module_of(run.flat.data) is module_of(run.validation[0]) is xp
+            ends.append(checkpoint.load(run.out / "best.safetensors")[0])
+    for name, array in ends[0].items():
+        np.testing.assert_allclose(ends[1][name], array, rtol=1e-10, atol=1e-12)
 
 
 def test_evaluating_and_sampling_do_not_disturb_the_run(tmp_path):
@@ -269,7 +310,7 @@ def test_every_evaluation_reads_the_same_few_windows_spread_over_the_split(tmp_p
     run = new_trainer(tmp_path, batch_size=5)
     run.run()
     assert len(seen) == 3 and {len(x) for x, _ in seen} == {3}  # 3 steps of 5 windows, a fifth
-    x, y = run.validation
+    x, y = windows_in_order(IDS[220:], 8)
     for part in seen:
         np.testing.assert_array_equal(part, (x[[0, 4, 9]], y[[0, 4, 9]]))
 
@@ -502,5 +543,5 @@ def test_an_unknown_option_gets_the_nearest(word, hint, capsys):
 
 
 def test_parts_that_do_not_divide_the_batch_are_refused():
-    with pytest.raises(ValueError, match="divisor of --batch-size 12, got 5"):
+    with pytest.raises(ValueError, match="divisor of --batch-size 16, got 5"):
         Config(accumulate=5)

@@ -48,7 +48,8 @@ def plain():
 
 
 class Node:
-    """One step of history. `inputs` has (leaf Tensor or Node, output number, shape) or None each.
+    """One step of history. `inputs` has, for each, (source, which of its outputs, shape), the source
+    being a leaf Tensor or a Node; or None, if that input needs no gradient.
 
     `order` counts creations: a node is younger than everything it depends on, so going from young
     to old is a topological order, found without recursion.
@@ -100,12 +101,9 @@ class Tensor:
         """
         if grad is None and self.size == 1:
             grad = module_of(self.data).ones_like(self.data)
-        got = "none" if grad is None else grad.shape
-        if got != self.shape:
-            hint = "sum() to a scalar, or pass grad of that shape"
-            raise ValueError(
-                f"backward: expected a gradient of shape {self.shape}, got {got}; {hint}"
-            )
+        if grad is None or grad.shape != self.shape:
+            got = "none; sum() to a scalar, or pass it" if grad is None else grad.shape
+            raise ValueError(f"backward: expected a gradient of shape {self.shape}, got {got}")
         if not self.requires_grad:
             hint = "create the inputs with requires_grad=True, outside no_grad()"
             raise RuntimeError(f"backward: expected a tensor with history, got one without; {hint}")
@@ -131,6 +129,11 @@ class Tensor:
     def __bool__(self):
         hint = "compare t.item(), or choose elementwise: where(t.data > 0, a, b)"
         raise TypeError(f"bool(Tensor): a branch has no gradient; {hint}")
+
+    def __eq__(self, other):
+        raise TypeError("Tensor == x: compare the arrays, t.data == x; or the objects, t is x")
+
+    __hash__ = object.__hash__
 
     def __setitem__(self, index, value):
         if self.requires_grad:

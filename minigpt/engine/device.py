@@ -24,7 +24,7 @@ def to_numpy(x):
 
 
 def uniform(xp, shape, seed):
-    """Numbers in [0, 1), float32, from Philox keyed by seed: a counter, so nothing is stored.
+    """Numbers in [0, 1), float32, from Philox keyed by seed, which alone gives the same again.
 
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
@@ -44,13 +44,14 @@ def select(name="auto"):
         try:
             import cupy
 
-            cupy.zeros(1) + 1  # the import succeeds without a driver: only real work tells
+            one = cupy.ones((1, 1), "f")
+            (one @ one).item()  # the import succeeds without a driver: only real work tells
             LIBRARIES[cupy.ndarray] = cupy
             return cupy, f"GPU, CuPy {cupy.__version__}"
         except ImportError:
             why = "CuPy is not installed: pip install -e '.[cuda12]' or '.[cuda13]'"
-        except RuntimeError as error:  # CuPy's driver errors
-            why = f"no GPU answers: {str(error).splitlines()[0]}"
+        except Exception as error:  # CuPy's driver, compiler and library errors share no other base
+            why = f"no GPU answers: {(str(error) or repr(error)).splitlines()[0]}"
     if name == "gpu":
         raise ValueError(f"device gpu: {why}; or use --device cpu")
     keep_pages()
@@ -64,5 +65,6 @@ def keep_pages():
     """
     here = sys.platform == "linux"  # and there only glibc has mallopt
     if mallopt := here and getattr(ctypes.CDLL(None), "mallopt", None):
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks below 1 GB come from the heap
+        # M_MMAP_THRESHOLD: blocks below 1 GB come from the heap; older versions allow 32 MB
+        mallopt(-3, 1 << 30) or mallopt(-3, 1 << 25)
         mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: the heap does not shrink

@@ -8,8 +8,8 @@ the same values come out, only later.
 from functools import wraps
 from inspect import signature
 
-from minigpt.engine.autograd import mode, module_of, raw, record
-from minigpt.engine.device import uniform
+from minigpt.engine.autograd import mode, raw, record
+from minigpt.engine.device import module_of, uniform
 from minigpt.engine.ops import exp, log, matmul, max, mean, reshape, sqrt, sum, tanh, where
 
 PAIRS = {}  # name of the library -> the module with its fast pairs
@@ -70,8 +70,10 @@ def cross_entropy(z, targets, count=None):
 
     Targets of -100 are not scored. `count` is what the sum is divided by: the scored targets here,
     unless the caller knows those of the whole batch, of which this is a part.
-    Source: Goodfellow et al. 2016, section 6.2.2.3.
+    Raises ValueError if the shapes disagree. Source: Goodfellow et al. 2016, section 6.2.2.3.
     """
+    if targets.shape != z.shape[:-1]:
+        raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
     xp, targets = module_of(z.data), targets.reshape(-1)
     scored = targets != IGNORED
     logp = log_softmax(reshape(z, (targets.size, z.shape[-1])))
@@ -105,16 +107,6 @@ def dropout(x, p, seed):
     return x * (keep.astype(x.dtype) * (1 / (1 - p)))
 
 
-def visible(xp, T, S, mask=None, window=None, causal=True):
-    """Which of S keys each of the last T positions may attend: bool, (1 or B, 1, T, S)."""
-    query, key = xp.arange(S - T, S)[:, None], xp.arange(S)[None]
-    seen = key <= query if causal else key < S + query * 0
-    if window is not None:
-        seen = seen & (key > query - window)
-    seen = seen[None, None]
-    return seen if mask is None else seen & (mask[:, None, None, :] != 0)
-
-
 @fused
 def attention(q, k, v, mask=None, window=None, causal=True):
     """y = softmax(q k^T / sqrt(D)) v.  q (B, H, T, D), k, v (B, H, S, D) -> (B, H, T, D)
@@ -124,7 +116,13 @@ def attention(q, k, v, mask=None, window=None, causal=True):
     A query that sees nothing gets zeros.
     Source: Vaswani et al. 2017, section 3.2.1; window: Brown et al. 2020, section 2.1.
     """
-    seen = visible(module_of(q.data), q.shape[2], k.shape[2], mask, window, causal)
+    xp, T, S = module_of(q.data), q.shape[2], k.shape[2]
+    query, key = xp.arange(S - T, S)[:, None], xp.arange(S)
+    seen = key <= query if causal else xp.ones((T, S), bool)
+    if window is not None:
+        seen = seen & (key > query - window)
+    if mask is not None:
+        seen = seen & (mask[:, None, None, :] != 0)
     z = matmul(q, k.transpose((0, 1, 3, 2))) * q.shape[3] ** -0.5
     p = softmax(where(seen, z, -1e30))  # finite, so that a row without keys is no NaN
     return matmul(where(seen, p, 0.0), v)

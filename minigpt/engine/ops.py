@@ -1,13 +1,14 @@
 """The primitive operations: each computes on arrays and records its derivative beside it.
 
-Operands are Tensors, arrays or numbers; shapes broadcast as in NumPy, and the engine sums each
+Operands are Tensors or arrays, of arithmetic also numbers; shapes broadcast as in NumPy, and the engine sums each
 gradient back to its input's shape. The last lines give Tensor its operators.
 """
 
 import math
 from itertools import accumulate
 
-from minigpt.engine.autograd import Tensor, module_of, raw, record
+from minigpt.engine.autograd import Tensor, raw, record
+from minigpt.engine.device import module_of
 
 
 def add(a, b):
@@ -35,48 +36,53 @@ def divide(a, b):
 
 def negative(x):
     """y = -x"""
-    return record(-x.data, (x,), lambda dy: (-dy,))
+    return record(-raw(x), (x,), lambda dy: (-dy,))
 
 
 def power(a, b):
     """y = a^b, elementwise; the gradient for b is taken only where b is a Tensor (it needs log a)"""
     x, p = raw(a), raw(b)
-    y = x**p
-    if not isinstance(b, Tensor):
-        return record(y, (a, b), lambda dy: (dy * p * x ** (p - 1), None))
-    log_x = module_of(y).log(x, dtype=y.dtype)
-    return record(y, (a, b), lambda dy: (dy * p * x ** (p - 1), dy * y * log_x))
+    y, traced = x**p, isinstance(b, Tensor)
+
+    def backward(dy):
+        db = dy * y * module_of(y).log(x, dtype=y.dtype) if traced else None
+        return dy * p * x ** (p - (p != 0)), db  # x^0 has slope 0, at 0 as well
+
+    return record(y, (a, b), backward)
 
 
 def exp(x):
     """y = e^x"""
-    y = module_of(x.data).exp(x.data)
+    a = raw(x)
+    y = module_of(a).exp(a)
     return record(y, (x,), lambda dy: (dy * y,))  # dy/dx = y: keep y, let x go
 
 
 def log(x):
     """y = ln x"""
-    x, a = x.data, x
-    return record(module_of(x).log(x), (a,), lambda dy: (dy / x,))
+    a = raw(x)
+    return record(module_of(a).log(a), (x,), lambda dy: (dy / a,))
 
 
 def tanh(x):
     """y = tanh x"""
-    y = module_of(x.data).tanh(x.data)
+    a = raw(x)
+    y = module_of(a).tanh(a)
     return record(y, (x,), lambda dy: (dy * (1 - y * y),))
 
 
 def sqrt(x):
     """y = x^(1/2)"""
-    y = module_of(x.data).sqrt(x.data)
+    a = raw(x)
+    y = module_of(a).sqrt(a)
     return record(y, (x,), lambda dy: (dy * 0.5 / y,))
 
 
 def clip(x, low=None, high=None):
     """y = x held within [low, high]; no gradient where it was changed"""
-    x, a = x.data, x
-    y = module_of(x).clip(x, low, high)
-    return record(y, (a,), lambda dy: (dy * (x == y),))
+    a = raw(x)
+    y = module_of(a).clip(a, low, high)
+    return record(y, (x,), lambda dy: (dy * (a == y),))
 
 
 def where(condition, a, b):
@@ -97,7 +103,7 @@ def _spread(dy, shape, axis, keepdims):
 def sum(x, axis=None, keepdims=False):
     """y = sum of x over axis (an int, a tuple, or None = all)"""
     shape = x.shape
-    y = x.data.sum(axis=axis, keepdims=keepdims)
+    y = raw(x).sum(axis=axis, keepdims=keepdims)
     return record(y, (x,), lambda dy: (_spread(dy, shape, axis, keepdims),))
 
 
@@ -109,15 +115,15 @@ def mean(x, axis=None, keepdims=False):
 
 def max(x, axis=None, keepdims=False):
     """y = largest x along axis; equal largest values share the gradient equally"""
-    a, x = x, x.data
-    y = x.max(axis=axis, keepdims=keepdims)
+    a = raw(x)
+    y = a.max(axis=axis, keepdims=keepdims)
 
     def backward(dy):
-        largest = x == _spread(y, x.shape, axis, keepdims)
+        largest = a == _spread(y, a.shape, axis, keepdims)
         share = largest / largest.sum(axis=axis, keepdims=True)
-        return (_spread(dy, x.shape, axis, keepdims) * share.astype(x.dtype),)
+        return (_spread(dy, a.shape, axis, keepdims) * share.astype(a.dtype),)
 
-    return record(y, (a,), backward)
+    return record(y, (x,), backward)
 
 
 def matmul(a, b):
@@ -138,10 +144,10 @@ def matmul(a, b):
     return record(x @ w, (a, b), lambda dy: (dy @ w.swapaxes(-1, -2), x.swapaxes(-1, -2) @ dy))
 
 
-def reshape(x, shape):
+def reshape(x, *shape):
     """y = the elements of x in the same order, in another shape (one size may be -1)"""
     before = x.shape
-    return record(raw(x).reshape(shape), (x,), lambda dy: (dy.reshape(before),))
+    return record(raw(x).reshape(*shape), (x,), lambda dy: (dy.reshape(before),))
 
 
 def transpose(x, axes=None):
@@ -160,9 +166,8 @@ def concatenate(xs, axis=0):
 
 def stack(xs, axis=0):
     """y = the tensors side by side along a new axis"""
-    shape = list(xs[0].shape)
-    shape.insert(axis if axis >= 0 else axis + len(shape) + 1, 1)
-    return concatenate([reshape(x, shape) for x in xs], axis)
+    at = axis % (xs[0].ndim + 1)
+    return concatenate([reshape(x, x.shape[:at] + (1,) + x.shape[at:]) for x in xs], at)
 
 
 def split(x, parts, axis=0):
@@ -196,14 +201,10 @@ def getitem(x, index):
     return record(x.data[index], (x,), backward)
 
 
-def _reflected(op):
-    return lambda b, a: op(a, b)
-
-
 _names = "add sub mul truediv pow matmul".split()
 for _name, _op in zip(_names, (add, subtract, multiply, divide, power, matmul), strict=True):
     setattr(Tensor, f"__{_name}__", _op)
-    setattr(Tensor, f"__r{_name}__", _reflected(_op))
+    setattr(Tensor, f"__r{_name}__", lambda b, a, op=_op: op(a, b))
 for _op in (exp, log, tanh, sqrt, clip, sum, mean, max, reshape, transpose, split):
     setattr(Tensor, _op.__name__, _op)
 Tensor.__neg__, Tensor.__getitem__, Tensor.T = negative, getitem, property(transpose)

@@ -1,6 +1,7 @@
 """The attention mixer: every position gathers what it needs from the positions before it."""
 
-from minigpt.engine.autograd import Tensor, module_of
+from minigpt.engine.autograd import Tensor
+from minigpt.engine.device import module_of
 from minigpt.engine.functional import attention
 from minigpt.nn.layers import Dropout, Linear
 from minigpt.nn.module import Module
@@ -42,5 +43,5 @@ class Attention(Module):
         """An empty state for B texts of up to block_size tokens."""
         weight = self.qkv.weight.data
         shape = (B, self.n_head, block_size, len(weight) // self.n_head)
-        xp = module_of(weight)
-        return xp.zeros(shape, weight.dtype), xp.zeros(shape, weight.dtype), 0
+        keys, values = (module_of(weight).zeros(shape, weight.dtype) for _ in range(2))
+        return keys, values, 0

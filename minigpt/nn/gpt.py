@@ -64,10 +64,8 @@ class GPT(LanguageModel):
         """FLOPs to train on one token: 6 per weight in a matrix product (2 forward, 4 backward), and
         attention's 6 L C T, half of 12 because it is causal. Source: Kaplan et al. 2020, section 2.1.
         """
-        c, parameters = self.config, self.named_parameters()
-        weights = sum(
-            p.size for n, p in parameters.items() if p.ndim == 2 and n != "position.weight"
-        )
+        c, matrices = self.config, [p for p in self.named_parameters().values() if p.ndim == 2]
+        weights = sum(p.size for p in matrices) - self.position.weight.size
         return 6 * weights + 6 * c.n_layer * c.n_embd * c.block_size
 
 

@@ -1,6 +1,6 @@
 """A language model: embedding, blocks, head. The mixers decide what kind it is."""
 
-from minigpt.engine.autograd import module_of
+from minigpt.engine.device import module_of
 from minigpt.engine.ops import matmul, transpose
 from minigpt.nn.layers import Dropout, Embedding
 from minigpt.nn.module import Module
@@ -19,10 +19,8 @@ class Block(Module):
 
 
 class State:
-    """What a model remembers of the tokens read so far: each mixer's state, and the mask.
-
-    `length` counts positions, padding included; `mask` (B, length) is None without padding.
-    """
+    """What a model remembers of the tokens read so far: each mixer's state; how many positions,
+    padding included; their mask (B, length), None without padding."""
 
     def __init__(self, mixers):
         self.mixers, self.mask, self.length = mixers, None, 0

@@ -19,7 +19,8 @@ def constant(shape, value):
 class Module:
     """Parameters (Tensors) and children (Modules, lists of them) are attributes set in __init__.
 
-    They are walked in order of assignment; the dotted attribute names are the checkpoint's names.
+    Each lists its own parameters, then its children's, in order of assignment; the dotted attribute
+    names are the checkpoint's names.
     """
 
     training = True  # dropout asks
@@ -30,7 +31,7 @@ class Module:
     def children(self):
         """Yield (name, child module), lists unrolled as name.0, name.1, ..."""
         for name, value in vars(self).items():
-            found = enumerate(value) if isinstance(value, list) else [(None, value)]
+            found = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
             for i, child in found:
                 if isinstance(child, Module):
                     yield name if i is None else f"{name}.{i}", child
@@ -40,8 +41,10 @@ class Module:
         pairs = [(name, p) for name, p in vars(self).items() if isinstance(p, Tensor)]
         for name, child in self.children():
             pairs += [(f"{name}.{inner}", p) for inner, p in child.named_parameters().items()]
-        first = {id(p): (name, p) for name, p in reversed(pairs)}
-        return dict(reversed(first.values()))
+        first = {}
+        for name, p in pairs:
+            first.setdefault(id(p), (name, p))
+        return dict(first.values())
 
     def parameter_count(self):
         """How many numbers the model learns."""
@@ -73,9 +76,10 @@ class Module:
         return self.train(False)
 
     def to(self, xp=np, dtype=np.float32):
-        """Move the parameters to library xp (numpy or cupy) and dtype; flatten() comes after."""
+        """Move the parameters to library xp (numpy or cupy) and dtype, before Flat(model)."""
         for p in self.named_parameters().values():
-            p.data, p.grad = xp.asarray(p.data).astype(dtype), None
+            data = to_numpy(p.data) if xp is np else xp.asarray(p.data)
+            p.data, p.grad = data.astype(dtype), None
         return self
 
 
@@ -84,6 +88,7 @@ class Flat:
 
     So an optimizer's step, clipping or saving is one call. The first `decayed` numbers are the
     matrices, which weight decay shrinks; then come biases and norms. Slices start at 64 bytes.
+    From here on p.data and p.grad stay what they are: write into them, never rebind them.
     """
 
     def __init__(self, model):

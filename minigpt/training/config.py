@@ -4,7 +4,9 @@ import argparse
 import difflib
 import math
 import operator
+from copy import copy
 from dataclasses import dataclass, field, fields
+from functools import partial
 
 from minigpt.training.optim import OPTIMIZERS, SCHEDULES
 
@@ -14,7 +16,7 @@ COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator
 def option(default, text, *bounds, **argument):
     """A field with its help and the bounds of its number: option(3, "how many", (">=", 1))."""
     metadata = {"help": text, "bounds": bounds, "argument": argument}
-    return field(default_factory=lambda: default, metadata=metadata)
+    return field(default_factory=partial(copy, default), metadata=metadata)
 
 
 @dataclass
@@ -24,24 +26,26 @@ class Config:
     data: list = option(["manual"], "manual (this Python's documentation) or text files", nargs="+")
     model: str = option("gpt", "the architecture", choices=["gpt"])
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
-    steps: int = option(3000, "updates; fewer end sooner, more end lower", (">=", 1))
-    n_layer: int = option(4, "blocks; more see deeper patterns, each takes its time", (">=", 1))
-    n_head: int = option(4, "attention heads, a divisor of n-embd", (">=", 1))
-    n_embd: int = option(128, "width; raise it with the text and the steps", (">=", 1))
-    block_size: int = option(64, "context: how many tokens the model sees", (">=", 1))
-    batch_size: int = option(16, "windows per step; more make each step surer, slower", (">=", 1))
+    steps: int = option(3000, "number of updates; more take longer and end lower", (">=", 1))
+    n_layer: int = option(4, "blocks; each adds its time to a step", (">=", 1))
+    n_head: int = option(4, "attention heads per block; must divide n-embd", (">=", 1))
+    n_embd: int = option(128, "width; raise it for longer texts and runs", (">=", 1))
+    block_size: int = option(64, "context length; longer ones learn later, then better", (">=", 1))
+    batch_size: int = option(16, "windows per update; more: slower, smoother steps", (">=", 1))
     device: str = option("auto", "auto: a GPU if one answers", choices=["auto", "cpu", "gpu"])
-    dropout: float = option(0.0, "share dropped; raise it on small texts", (">=", 0), ("<", 1))
+    dropout: float = option(
+        0.0, "probability of dropping; raise it for small texts", (">=", 0), ("<", 1)
+    )
     optimizer: str = option("adamw", "adamw, or sgd to compare", choices=[*OPTIMIZERS])
-    learning_rate: float = option(4e-3, "the peak; lower it if the loss jumps", (">", 0))
+    learning_rate: float = option(4e-3, "the peak rate; lower it if the loss jumps", (">", 0))
     warmup: int = option(100, "steps in which the rate climbs to its peak", (">=", 0))
     schedule: str = option("linear", "how the rate falls from there", choices=[*SCHEDULES])
-    weight_decay: float = option(0.1, "pull of the matrices towards 0", (">=", 0))
-    clip: float = option(1.0, "longest gradient; longer ones are shortened", (">", 0))
-    accumulate: int = option(1, "parts of a batch, one after the other: saves memory", (">=", 1))
-    eval_every: int = option(200, "steps between validations, with sample and save", (">=", 1))
-    seed: int = option(1337, "fixes the weights, the order of the text, the samples", (">=", 0))
-    plain: bool = option(False, "no fast pairs, definitions only: the same, later")
+    weight_decay: float = option(0.1, "pull of the weight matrices towards 0", (">=", 0))
+    clip: float = option(1.0, "maximum norm of the gradient", (">", 0))
+    accumulate: int = option(1, "compute a batch in N parts: less memory, same update", (">=", 1))
+    eval_every: int = option(200, "steps between validations, samples and checkpoints", (">=", 1))
+    seed: int = option(1337, "fixes weights, order of the text and samples", (">=", 0))
+    plain: bool = option(False, "run the definitions without fast pairs: slower, same result")
 
     def __post_init__(self):
         if self.batch_size % self.accumulate:
@@ -51,6 +55,7 @@ class Config:
 
 def number(kind, *bounds):
     """A parser of command line words into int or float within bounds; NaN is within none."""
+    bounds = (*bounds, ("<", 2**31)) if kind is int else bounds
 
     def parse(word):
         try:
@@ -90,6 +95,8 @@ def add_options(parser):
             how["action"] = "store_true"
         elif f.type in (int, float):
             how |= {"type": number(f.type, *f.metadata["bounds"]), "metavar": "N"}
-        shown = f" (default {default})" if f.type in (int, float, str) and default else ""
+        shown = (
+            f" (default {default})" if f.type in (int, float, str) and default is not None else ""
+        )
         name, how["help"] = f"--{f.name.replace('_', '-')}", f.metadata["help"] + shown
         parser.add_argument(name, default=argparse.SUPPRESS, **how)

@@ -17,13 +17,14 @@ from minigpt.training.optim import clip, rate_at
 
 def mean_loss(model, x, y, batch_size):
     """The exact mean loss over windows x, y (N, T), in nats per token; dropout off, no history."""
+    training = model.training
     model.eval()
     total, count = 0.0, int((y != IGNORED).sum())
     with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # the caller looks
         for i in range(0, len(x), batch_size):
             part = slice(i, i + batch_size)
             total += cross_entropy(model(x[part]), y[part], count=count).item()
-    model.train()
+    model.train(training)
     return total
 
 
@@ -37,13 +38,14 @@ class Trainer:
 
     def __init__(self, model, optimizer, stream, validation, config, rng, out, about, on_evaluate):
         self.model, self.optimizer, self.flat = model, optimizer, optimizer.flat
-        self.stream, self.validation, self.config, self.rng = stream, validation, config, rng
+        self.stream, self.config, self.rng = stream, config, rng
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, math.inf, 0.0, 0.0
         self.stopped = False  # by Ctrl-C
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
-        self.sample = np.linspace(0, len(validation[0]) - 1, n).astype(int)
+        sample = np.linspace(0, len(validation[0]) - 1, n).astype(int)
+        self.validation = [part[module_of(part).asarray(sample)] for part in validation]
 
     def train_step(self):
         """One update from one batch, computed in `accumulate` parts -> mean loss, nats per token.
@@ -69,14 +71,13 @@ class Trainer:
 
     def _refuse(self, loss):
         """Raise FloatingPointError that names the step and the first parameter that is not finite."""
-        bad = "no parameter"
-        for what, attribute in (("gradient", "grad"), ("weight", "data")):  # weights are the cause
-            for name, p in reversed(self.model.named_parameters().items()):
-                array = getattr(p, attribute)
-                if not module_of(array).isfinite(array).all():
-                    bad = f"the {what} of {name}"
+        named = self.model.named_parameters().items()
+        arrays = [(f"the weight of {name}", p.data) for name, p in named]  # they are the cause
+        arrays += [(f"the gradient of {name}", p.grad) for name, p in named]
+        bad = [name for name, a in arrays if not module_of(a).isfinite(a).all()]
+        bad = f"{bad[0]} is not finite" if bad else "the gradient is too long"
         hint = "checkpoints stay as they were; try a lower --learning-rate"
-        raise FloatingPointError(f"step {self.step}: loss {loss}, {bad} is not finite; {hint}")
+        raise FloatingPointError(f"step {self.step}: loss {loss}, {bad}; {hint}")
 
     def run(self):
         """Train up to config.steps, or until Ctrl-C; a checkpoint is written in any case."""
@@ -106,14 +107,14 @@ class Trainer:
 
     def evaluate(self):
         """Validate on the fixed sample, keep the checkpoint, also as the best if it is; log."""
-        c, (x, y) = self.config, self.validation
-        loss = mean_loss(self.model, x[self.sample], y[self.sample], 2 * c.batch_size)
+        c = self.config
+        loss = mean_loss(self.model, *self.validation, 2 * c.batch_size)
         if not math.isfinite(loss):
             self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
-        self.save("last")
         if loss < best:
-            self.save("best")
+            self.save("best")  # first: a resumed run would not write it again
+        self.save("last")
         tokens = self.step * c.batch_size * self.stream.block_size
         row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}"
         with open(self.out / "log.csv", "a") as file:
@@ -124,8 +125,7 @@ class Trainer:
     def save(self, name):
         """Write OUT/name.safetensors: weights, moments, and where every random stream stands."""
         moments = {f"optimizer.{name}": array for name, array in self.optimizer.moments.items()}
-        best = min(self.best, 1e30)  # JSON has no infinity
-        state = {"step": self.step, "best": best, "recent": self.recent}
+        state = {"step": self.step, "best": min(self.best, 1e30), "recent": self.recent}
         state |= {"stream": self.stream.position, "rng": self.rng.bit_generator.state}
         arrays = self.model.state_dict() | moments
         checkpoint.save(self.out / f"{name}.safetensors", arrays, self.about | {"state": state})
