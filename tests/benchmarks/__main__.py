@@ -77,30 +77,43 @@ def main():
     report(workers, args.json)
 
 
+def import_seconds(package):
+    """What `import package` adds to the start of Python; the smallest of five."""
+
+    def start(code):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+        return time.perf_counter() - begin
+
+    return min(start(f"import {package}") for _ in range(5)) - min(start("") for _ in range(5))
+
+
 def report(workers, path):
-    yardstick = workers["PyTorch eager"]
-    figures = {}
-    print(f"GPT {SHAPE['n_layer']}x{SHAPE['n_embd']}, T {SHAPE['block_size']}, B {BATCH}, float32")
-    print(
-        f"{'':<22}{'ms':>7}{'p10-p90':>13}{'tokens/s':>10}{'ratio':>7}{'RSS MB':>8}{'+import':>9}"
-    )
+    """Print the table; each figure also as a ratio to PyTorch's."""
+    yardstick, figures = workers["PyTorch eager"], {}
     for name, w in workers.items():
         ms, low, high = (float(np.percentile(w.ms, p)) for p in (50, 10, 90))
-        tokens = BATCH * SHAPE["block_size"] / ms * 1000
-        figures[name] = {
-            "ms": ms,
-            "ratio": ms / float(np.median(yardstick.ms)),
-            "peak_mb": w.answer["peak_mb"],
-            "peak_over_import_mb": w.answer["peak_mb"] - w.answer["imported_mb"],
-            "loss_difference": float(np.abs(np.subtract(w.losses, yardstick.losses)).max()),
-        }
-        f = figures[name]
+        grown = w.answer["peak_mb"] - w.answer["imported_mb"]
+        loss = float(np.abs(np.subtract(w.losses, yardstick.losses)).max())
+        figures[name] = {"ms": ms, "p10": low, "p90": high, "loss_difference": loss}
+        figures[name] |= {"peak_mb": w.answer["peak_mb"], "grown_mb": grown}
+    base = figures["PyTorch eager"]
+    print(
+        "| | ms a step (10 to 90 %) | tokens/s | time, ratio | peak RSS (over imports), MB | ratio |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, f in figures.items():
+        tokens = BATCH * SHAPE["block_size"] / f["ms"] * 1000
+        speed = f"{f['ms']:.1f} ({f['p10']:.1f} to {f['p90']:.1f}) | {tokens:,.0f}"
+        memory = f"{f['peak_mb']:.0f} ({f['grown_mb']:.0f})"
+        ratios = [f[key] / base[key] for key in ("ms", "peak_mb", "grown_mb")]
         print(
-            f"{name:<22}{ms:>7.1f}{low:>7.1f}-{high:<5.1f}{tokens:>10,.0f}{f['ratio']:>7.2f}"
-            f"{f['peak_mb']:>8.0f}{f['peak_over_import_mb']:>9.0f}"
+            f"| {name} | {speed} | {ratios[0]:.2f} | {memory} | {ratios[1]:.2f} ({ratios[2]:.2f}) |"
         )
     worst = max(f["loss_difference"] for f in figures.values())
     print(f"largest difference of a loss over {len(yardstick.losses)} steps: {worst:.1e}")
+    figures["import"] = {name: import_seconds(name) for name in ("minigpt", "torch")}
+    print("import: " + ", ".join(f"{n} {s:.2f} s" for n, s in figures["import"].items()))
     if path:
         Path(path).write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
 
