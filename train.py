@@ -31,7 +31,6 @@ from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
-NEWLINE = "\n"
 FREE = {"data", "out", "steps", "device", "plain"}  # what a resumed run may change
 
 
@@ -60,10 +59,10 @@ def main(words=None):
                 "tokenizer": tokenizer.config(),
                 "data": crc,
             }
-            stream = text.Windows(train, config.block_size, config.seed)
+            batches = text.Windows(train, config.block_size, config.seed)
             optimizer = OPTIMIZERS[config.optimizer](Flat(model), config.weight_decay)
             report = reporter(config, tokenizer, to_beat)
-            trainer = Trainer(model, optimizer, stream, windows, config, rng, out, about, report)
+            trainer = Trainer(model, optimizer, batches, windows, config, rng, out, about, report)
             fit(trainer, saved)
             if not trainer.stopped:
                 validate(trainer, windows, to_beat["best n-gram"])
@@ -148,13 +147,13 @@ def initialise(config, model, validation, tokenizer):
 
 
 def write(model, tokenizer, prompt, tokens, rng):
-    """What the model writes after the prompt, as one line; its mode is as before."""
+    """What the model writes after the prompt (or its first letter, if it lacks one), on one line."""
     if tokenizer.unknown(prompt):
         prompt = tokenizer.decode([0])
     training = model.training
     words = "".join(stream(model.eval(), tokenizer, prompt, tokens, rng, temperature=0.8))
     model.train(training)
-    return json.dumps(prompt.lstrip("\n") + words, ensure_ascii=False)
+    return json.dumps(prompt + words, ensure_ascii=False)
 
 
 def reporter(config, tokenizer, to_beat):
@@ -168,7 +167,7 @@ def reporter(config, tokenizer, to_beat):
         figures = f"{losses}: past {passed}" if passed else losses
         tqdm.write(f"{'':<14} step {trainer.step:>5} {trainer.seconds:>4.0f} s  {figures}")
         rng = np.random.default_rng((config.seed, trainer.step))
-        tqdm.write(f"{'':<14} {write(trainer.model, tokenizer, NEWLINE, 80, rng)}")
+        tqdm.write(f"{'':<14} {write(trainer.model, tokenizer, 'The ', 80, rng)}")
 
     return report
 

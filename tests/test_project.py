@@ -73,9 +73,10 @@ def test_importing_minigpt_loads_numpy_and_nothing_else():
     assert not loaded & {"cupy", "torch", "tqdm", "safetensors", "argparse"}
 
 
-def test_the_package_stays_within_its_lines():
+def test_the_package_stays_within_its_lines_and_the_readme_counts_them():
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in PACKAGE.rglob("*.py"))
     assert lines <= 1900
+    assert f"minigpt/ has {lines:,} lines" in README
 
 
 GOLDEN = """
