@@ -210,6 +210,7 @@ def _unbroadcast(dx, shape):
     """Sum dx over the axes along which an input of this shape was repeated."""
     if dx.shape == shape:
         return dx
-    dx = dx.sum(axis=tuple(range(dx.ndim - len(shape))))
+    if dx.ndim > len(shape):
+        dx = dx.sum(axis=tuple(range(dx.ndim - len(shape))))
     repeated = tuple(i for i, n in enumerate(shape) if n == 1 and dx.shape[i] != 1)
     return dx.sum(axis=repeated, keepdims=True) if repeated else dx
