@@ -165,7 +165,10 @@ def reporter(config, tokenizer, to_beat):
             f"loss {trainer.recent:.3f}, validation {loss:.3f}" if trainer.step else "untrained"
         )
         figures = f"{losses}: past {passed}" if passed else losses
-        tqdm.write(f"{'':<14} step {trainer.step:>5} {trainer.seconds:>4.0f} s  {figures}")
+        place = (
+            f"step {trainer.step:>5} {trainer.seconds:>4.0f} s  epoch {trainer.stream.epoch + 1}"
+        )
+        tqdm.write(f"{'':<14} {place}  {figures}")
         rng = np.random.default_rng((config.seed, trainer.step))
         tqdm.write(f"{'':<14} {write(trainer.model, tokenizer, 'The ', 80, rng)}")
 
