@@ -6,6 +6,7 @@ python sample.py out/manual-gpt --interactive      a prompt per line, until Ctrl
 """
 
 import argparse
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -21,9 +22,8 @@ from minigpt.training.config import Parser, number
 
 
 def options():
-    parser = Parser(
-        "sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser("sample.py", description=__doc__, formatter_class=form, allow_abbrev=False)
     add, whole = parser.add_argument, number(int, (">=", 1))
     share = number(float, (">", 0), ("<=", 1))
     add("run", nargs="?", metavar="DIR|FILE", help="a run's folder, or a checkpoint in it")
@@ -34,10 +34,21 @@ def options():
         help="0: always the likeliest; higher: wilder (default 0.8)")  # fmt: skip
     add("--top-k", type=whole, metavar="N", help="draw from the N likeliest only")
     add("--top-p", type=share, metavar="N", help="draw from the fewest that hold this probability")
-    add("--stop", metavar="TEXT", default="", help="end before this text")
+    add("--stop", metavar="TEXT", default="", help="end before this text, if it comes")
     add("--count", type=whole, default=1, metavar="N", help="how many samples (default 1)")
-    add("--seed", type=number(int, (">=", 0)), default=1337, metavar="N", help="(default 1337)")
-    add("--device", choices=["auto", "cpu", "gpu"], default="auto", help="(default auto)")
+    add(
+        "--seed",
+        type=number(int, (">=", 0)),
+        default=1337,
+        metavar="N",
+        help="another seed, another text (default 1337)",
+    )
+    add(
+        "--device",
+        choices=["auto", "cpu", "gpu"],
+        default="auto",
+        help="auto: a GPU if one answers (default auto)",
+    )
     return parser
 
 
@@ -46,7 +57,8 @@ def main(words=None):
     args = parser.parse_args(words)
     try:
         library, _ = device.select(args.device)
-        model, tokenizer = load(args.run or newest(), library)
+        run = args.run or newest()
+        model, tokenizer = load(run, library)
         if args.prompt is None and not args.interactive:
             piped = sys.stdin and not sys.stdin.isatty()
             args.prompt = sys.stdin.read().rstrip("\n") if piped else ""
@@ -58,7 +70,7 @@ def main(words=None):
     def write(prompt):
         unknown = tokenizer.unknown(prompt)
         if unknown:
-            print(f"sample.py: left out, not in the vocabulary: {unknown!r}", file=sys.stderr)
+            print(f"sample.py: left out, unknown to {run}: {unknown!r}", file=sys.stderr)
             prompt = "".join(c for c in prompt if c not in unknown)
         start = prompt or ("\n" if not tokenizer.unknown("\n") else tokenizer.decode([0]))
         for _ in range(args.count):
@@ -69,10 +81,12 @@ def main(words=None):
 
     if args.prompt is not None:
         write(args.prompt)
+    with contextlib.suppress(ImportError):  # arrow keys and history in input()
+        import readline  # noqa: F401
     while args.interactive:
         try:
             write(input("> "))
-        except EOFError:
+        except (EOFError, RuntimeError):  # Ctrl-D, or no standard input at all
             return print()
 
 
@@ -105,3 +119,6 @@ if __name__ == "__main__":
         print()
     except BrokenPipeError:  # the reader, say head, has seen enough; no flush into a closed pipe
         os._exit(0)
+    except OSError as error:  # a full disk
+        print(f"sample.py: cannot write: {error.strerror}", file=sys.stderr)
+        os._exit(2)

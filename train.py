@@ -28,19 +28,22 @@ from minigpt.nn.module import Flat
 from minigpt.training import checkpoint
 from minigpt.training.config import Config, Parser, add_options
 from minigpt.training.optim import OPTIMIZERS
-from minigpt.training.trainer import Trainer, mean_loss
+from minigpt.training.trainer import NEVER, Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
 FREE = {"data", "out", "steps", "device", "plain"}  # what a resumed run may change
 
 
 def main(words=None):
-    parser = Parser(
-        "train.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser("train.py", description=__doc__, formatter_class=form, allow_abbrev=False)
     whether = parser.add_mutually_exclusive_group()
-    whether.add_argument("--resume", action="store_true", help="continue the run in --out")
-    whether.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    whether.add_argument(
+        "--resume", action="store_true", help="continue the run in --out, with the same options"
+    )
+    whether.add_argument(
+        "--overwrite", action="store_true", help="replace the run in --out; other files stay"
+    )
     add_options(parser)
     given = vars(parser.parse_args(words))
     try:
@@ -68,7 +71,10 @@ def main(words=None):
                 validate(trainer, windows, to_beat["best n-gram"])
                 apply(trainer, tokenizer)
         except (OSError, MemoryError, FloatingPointError, checkpoint.CheckpointError) as error:
-            parser.error(str(error))
+            with contextlib.suppress(OSError):
+                out.rmdir()  # if nothing is in it yet
+            room = "; lower --batch-size or --n-embd" if isinstance(error, MemoryError) else ""
+            parser.error(f"{error}{room}")
 
 
 def say(step, message):
@@ -88,6 +94,11 @@ def configure(resume, overwrite, given):
                 what = f"--{name.replace('_', '-')}: this run has {before.get(name)}"
                 remedy = "leave it out, or start a new run in another --out"
                 raise ValueError(f"{what}, got {given[name]}; {remedy}")
+        at = saved[1]["state"]["step"]
+        if given.get("steps", at) < at:
+            raise ValueError(
+                f"--steps: expected at least {at}, where this run is, got {given['steps']}"
+            )
         given = before | given
     elif out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, {out} is a file; name another")
@@ -119,9 +130,12 @@ def preprocess(config, saved):
     counted = text.baselines(train, validation, V, characters[len(train) :], CACHE)
     to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
     to_beat["best n-gram"] = counted["best"]
+    if to_beat["bzip2"] > to_beat["uniform"]:  # its header alone outweighs a small text
+        del to_beat["bzip2"]
     figures = ", ".join(f"{name} {loss:.3f}" for name, loss in to_beat.items())
     part = f", counted on {counted['read']:,}" if counted["read"] < len(train) else ""
-    say("", f"to beat (nats per character): {figures} (order {counted['order']}{part})")
+    say("", "to beat, in nats per character (1 nat = 1.44 bits):")
+    say("", f"{figures} (order {counted['order']}{part})")
     return tokenizer, crc, train, validation, to_beat
 
 
@@ -160,36 +174,40 @@ def reporter(config, tokenizer, to_beat):
     """What the trainer calls at each evaluation: the losses, which bars fell, and a sample."""
 
     def report(trainer, loss=math.inf, best=math.inf):
-        passed = ", ".join(name for name, bar in to_beat.items() if loss < bar <= best)
-        losses = (
-            f"loss {trainer.recent:.3f}, validation {loss:.3f}" if trainer.step else "untrained"
-        )
-        figures = f"{losses}: past {passed}" if passed else losses
-        place = (
-            f"step {trainer.step:>5} {trainer.seconds:>4.0f} s  epoch {trainer.stream.epoch + 1}"
-        )
-        tqdm.write(f"{'':<14} {place}  {figures}")
+        figures = "untrained"
+        if trainer.step:
+            figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
+        if passed := ", ".join(name for name, bar in to_beat.items() if loss < bar <= best):
+            figures += f": past {passed}"
+        place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
+        tqdm.write(f"{'':<14} {place}  epoch {trainer.stream.epoch + 1}  {figures}")
         rng = np.random.default_rng((config.seed, trainer.step))
-        tqdm.write(f"{'':<14} {write(trainer.model, tokenizer, 'The ', 80, rng)}")
+        tqdm.write(f"{'':<14} {write(trainer.model, tokenizer, 'The ', 56, rng)}")
 
     return report
 
 
 def fit(trainer, saved):
     """Train, from the start or from a checkpoint."""
-    trainer.out.mkdir(parents=True, exist_ok=True)
-    c = trainer.config
+    out, c = trainer.out, trainer.config
+    try:  # before the first step, not after an hour
+        out.mkdir(parents=True, exist_ok=True)
+        trainer.save("probe")
+        (out / "probe.safetensors").unlink()
+    except OSError as error:
+        hint = "free space, or name another --out"
+        raise OSError(f"--out: cannot save in {out}: {error.strerror}; {hint}") from None
     if saved:
         trainer.restore(*saved)
         say("4 train", f"continues after step {trainer.step} of {c.steps}")
     else:
-        for name in ("last.safetensors", "best.safetensors", "log.csv"):
-            (trainer.out / name).unlink(missing_ok=True)
         say("4 train", f"{c.steps} steps of {c.batch_size} x {c.block_size} tokens")
         trainer.on_evaluate(trainer)
     trainer.run()
     if trainer.stopped:
-        command = f"python train.py --resume --out {shlex.quote(str(trainer.out))}"
+        if trainer.best == NEVER:  # what is there as the best is of a run that this one replaces
+            (out / "best.safetensors").unlink(missing_ok=True)
+        command = f"python train.py --resume --out {shlex.quote(str(out))}"
         say("", f"stopped after step {trainer.step}; continue: {command}")
 
 
@@ -200,22 +218,22 @@ def validate(trainer, windows, n_gram):
     loss = mean_loss(trainer.model, *windows, 2 * trainer.config.batch_size)
     bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
     verdict = "below" if loss < n_gram else "not below"
-    say("5 validate", f"whole split: {bits}; {verdict} the best n-gram, {n_gram:.3f}")
+    say("5 validate", f"whole split: {bits},")
+    say("", f"{verdict} the best n-gram, {n_gram:.3f}")
 
 
 def apply(trainer, tokenizer):
     """The trained model writes."""
     rng = np.random.default_rng(trainer.config.seed)
-    say("6 apply", write(trainer.model, tokenizer, "The ", 160, rng))
-    command = f"python sample.py {shlex.quote(str(trainer.out))} --interactive"
-    say("", f"next: {command} | read minigpt/engine/autograd.py")
+    say("6 apply", write(trainer.model, tokenizer, "The ", 56, rng))
+    say("", f"next: python sample.py {shlex.quote(str(trainer.out))} --interactive")
+    say("", "and read minigpt/engine/autograd.py")
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(
-        errors="replace"
-    )  # a terminal that lacks a character is no reason to stop
+    for file in filter(None, (sys.stdout, sys.stderr)):
+        file.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
     try:
         main()
     except KeyboardInterrupt:  # while there is nothing to save, or the second
-        print()
+        print("stopped; what was saved stays")

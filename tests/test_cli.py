@@ -1,5 +1,6 @@
 """train.py and sample.py from end to end, as their users meet them."""
 
+import errno
 import io
 import os
 import random
@@ -181,6 +182,42 @@ def test_a_folder_with_files_is_kept_unless_overwrite_is_said(folder, trained, c
     assert Path("run/notes.txt").read_text() == "mine"
 
 
+@pytest.mark.parametrize(
+    "words", ["--learning-rate 1e30 --warmup 0", "--batch-size 1000000", "--n-head 3"]
+)
+def test_a_run_that_fails_before_its_first_checkpoint_replaces_nothing(
+    folder, trained, capsys, words
+):
+    shutil.copytree(trained, "run")
+    words = ["--data", "text.txt", "--out", "run", "--overwrite", *SMALL, *words.split()]
+    mistake(train.main, words, capsys, folder)
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_first_step(folder, capsys, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SystemExit):
+        train.main(["--data", "text.txt", "--out", "run", *SMALL])
+    printed = capsys.readouterr()
+    expected = "--out: cannot save in run: No space left on device; free space, or name another"
+    assert expected in printed.err and "4 train" not in printed.out
+    assert not Path("run").exists()
+
+
+def test_resume_refuses_to_end_before_it_begins(folder, trained, capsys):
+    words = ["--resume", "--out", str(trained), "--data", "text.txt", "--steps", "1"]
+    assert "--steps: expected at least" in mistake(train.main, words, capsys, trained)
+
+
+def test_options_are_not_abbreviated(folder, capsys):
+    words = ["--data", "text.txt", "--step", "1"]
+    assert "unknown option --step; did you mean --steps?" in mistake(
+        train.main, words, capsys, folder
+    )
+
+
 def test_a_chinese_text_trains_and_samples(folder, capsys):
     poem = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n"
     Path("诗.txt").write_text(poem * 10, encoding="utf-8")
@@ -231,7 +268,7 @@ def test_unknown_characters_are_named_and_left_out(trained, capsys):
     plain = said(capsys, trained, "--prompt", "the", "--tokens", 20)
     odd = said(capsys, trained, "--prompt", "Zt☃hZe", "--tokens", 20)
     assert odd.out == plain.out
-    assert odd.err == "sample.py: left out, not in the vocabulary: 'Z☃'\n"
+    assert odd.err == f"sample.py: left out, unknown to {trained}: 'Z☃'\n"
 
 
 def test_interactive_answers_line_by_line_until_the_input_ends(trained, capsys, monkeypatch):
@@ -348,7 +385,8 @@ def test_a_mistake_in_sampling_is_told_in_one_line(
 def test_bytes_that_are_no_text_are_named_and_left_out(trained):
     process = child("sample.py", str(trained), "--tokens", "5", input=b"the \xe9")
     assert process.returncode == 0 and process.stdout.startswith(b"the ")
-    assert process.stderr.decode() == "sample.py: left out, not in the vocabulary: '\ufffd'\n"
+    expected = f"sample.py: left out, unknown to {trained}: '\ufffd'\n"
+    assert process.stderr.decode() == expected
 
 
 def test_a_loss_that_explodes_is_told_in_one_line(folder, capsys):

@@ -341,3 +341,12 @@ def test_baselines_need_no_cache(tmp_path):
         for name in ("file/cache", "cache")
     ]
     assert found[0] == found[1]
+
+
+def test_a_damaged_cache_is_made_again(tmp_path):
+    ids = np.arange(300, dtype=np.int32) % 7
+    expected = baselines(ids[:200], ids[200:], 7, "abcdefg" * 20, tmp_path)
+    (file,) = tmp_path.iterdir()
+    file.write_text(file.read_text()[:20])
+    assert baselines(ids[:200], ids[200:], 7, "abcdefg" * 20, tmp_path) == expected
+    assert baselines(ids[:200], ids[200:], 7, "abcdefg" * 20, tmp_path) == expected

@@ -1,6 +1,7 @@
 """What the README and the table of contents promise: order, size, the commands and the examples."""
 
 import ast
+import code
 import re
 import subprocess
 import sys
@@ -119,17 +120,18 @@ def test_the_readme_opens_with_the_two_commands():
     ]
 
 
-def test_the_readmes_library_block_runs_and_prints_what_it_says():
-    block = re.search(r"```python\n(.*?)```", README, re.S)[1]
-    scope, checked = {}, 0
-    for line in re.split(r"\n(?=\S)", block):  # a statement with its indented lines
-        code, _, expected = line.partition("  # -> ")
-        if expected:
-            assert repr(eval(code, scope)) == expected.strip()
-            checked += 1
-        else:
-            exec(code, scope)
-    assert checked >= 2
+def test_the_readmes_library_block_typed_into_python_prints_what_it_says(capsys):
+    console, checked = code.InteractiveConsole(), 0
+    lines = re.search(r"```python\n(.*?)```", README, re.S)[1].splitlines()
+    for line, following in zip(lines, [*lines[1:], ""], strict=True):
+        typed, _, expected = line.partition("  # -> ")
+        console.push(typed)
+        if following and not following.startswith(" ") and line.startswith(" "):
+            console.push("")  # ends a block
+        printed = capsys.readouterr()
+        assert not printed.err and printed.out.strip() == expected.strip()
+        checked += bool(expected)
+    assert checked == 2
 
 
 def test_every_option_that_the_readme_names_exists():

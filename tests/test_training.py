@@ -301,7 +301,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path, mon
     run = new_trainer(tmp_path, steps=5, eval_every=1, on_evaluate=remember)
     run.run()
     assert (run.out / "best.safetensors").read_bytes() == last[1]
-    assert best == [math.inf, 3.0, 2.0, 2.0, 2.0]
+    assert best == [trainer.NEVER, 3.0, 2.0, 2.0, 2.0]
 
 
 def test_every_evaluation_reads_the_same_few_windows_spread_over_the_split(tmp_path, monkeypatch):

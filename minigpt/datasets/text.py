@@ -39,17 +39,17 @@ def read_manual():
     return "\n\n".join(dict.fromkeys(paragraphs))
 
 
-def cached(path, make):
-    """The text of the file; if there is none, make(), which is written there for the next time."""
-    with suppress(OSError):
-        return path.read_bytes().decode()
+def cached(path, make, read=str):
+    """What read() finds in the file; if that fails, in make(), written there for the next time."""
+    with suppress(OSError, ValueError):  # none yet, or damaged
+        return read(path.read_bytes().decode())
     text = make()
     with suppress(OSError):  # a read-only folder: made again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}")
         beside.write_bytes(text.encode())
         beside.replace(path)  # whole or not at all, whoever else reads or writes it now
-    return text
+    return read(text)
 
 
 def read_file(path):
@@ -83,7 +83,7 @@ def split(ids, block_size):
     """ids (N,) -> training, validation (the last 10 %).  Raises ValueError if they are few."""
     if len(ids) <= 10 * block_size:
         need = f"more than {10 * block_size} tokens (a context to validate, nine to train)"
-        raise ValueError(f"split: expected {need}, got {len(ids)}; add text or lower --block-size")
+        raise ValueError(f"--data: expected {need}, got {len(ids)}; add text or lower --block-size")
     return np.split(ids, [len(ids) * 9 // 10])
 
 
@@ -145,7 +145,7 @@ def baselines(train, validation, vocab_size, text_of_validation, cache):
         found |= {"n_grams": list(n_grams), "best": min(n_grams), "read": min(len(train), MOST)}
         return json.dumps(found | {"order": int(np.argmin(n_grams)) + 1})
 
-    return json.loads(cached(Path(cache) / f"baselines-{key}.json", count))
+    return cached(Path(cache) / f"baselines-{key}.json", count, json.loads)
 
 
 def witten_bell(train, validation, vocab_size):

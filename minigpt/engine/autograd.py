@@ -48,12 +48,9 @@ def plain():
 
 
 class Node:
-    """One step of history. `inputs` has, for each, (source, which of its outputs, shape), the source
-    being a leaf Tensor or a Node; or None, if that input needs no gradient.
-
-    `order` counts creations: a node is younger than everything it depends on, so going from young
-    to old is a topological order, found without recursion.
-    """
+    """One step of history. inputs: for each (source, which of its outputs, shape), the source being
+    a leaf Tensor or a Node; None if it needs no gradient. order counts creations: a node is younger
+    than all it depends on, so from young to old is a topological order, without recursion."""
 
     __slots__ = ("order", "inputs", "backward", "outputs", "name")
 

@@ -1,7 +1,7 @@
 """Which library owns an array, NumPy or CuPy, and how arrays move between the two.
 
-Arrays decide: every op asks `module_of` for the library of its operand and calls that, so one text
-runs on the CPU and on the GPU. This is the only file that imports cupy.
+Arrays decide: every op calls the library that `module_of` finds for its operand, so one text runs on
+CPU and GPU. Only this file imports cupy.
 """
 
 import ctypes

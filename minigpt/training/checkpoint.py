@@ -45,12 +45,13 @@ def load(path):
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; train one first")
     try:
+        open(path, "rb").close()  # safetensors would call a file that may not be read damaged
         with safe_open(path, "numpy") as file:
             about = (file.metadata() or {}).get(KEY)
             arrays = {name: file.get_tensor(name) for name in file.keys()}
         about = about and json.loads(about)
-    except (SafetensorError, AttributeError, ValueError, TypeError, RecursionError, OSError) as e:
-        why = f"({str(e).splitlines()[0]}); use another, or train anew with --overwrite"
+    except (SafetensorError, AttributeError, ValueError, TypeError, RecursionError) as e:
+        why = f"({str(e).splitlines()[0]}); use another"
         raise CheckpointError(f"{path}: damaged, or no checkpoint at all {why}") from None
     if not isinstance(about, dict):
         raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")

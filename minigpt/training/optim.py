@@ -8,9 +8,7 @@ from minigpt.engine.device import module_of
 class SGD:
     """v = momentum v + g;  w -= rate (v + decay w).  Source: Sutskever et al. 2013, section 2.
 
-    `flat` has data (weights), grad and decayed (how many weights decay); a step leaves the gradient
-    zero for the next. `moments` is what a checkpoint must keep.
-    """
+    flat: a Flat; a step leaves its gradient zero. moments: what a checkpoint must keep besides."""
 
     def __init__(self, flat, weight_decay=0.0, momentum=0.9):
         self.flat, self.weight_decay, self.momentum = flat, weight_decay, momentum

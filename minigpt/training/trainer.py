@@ -14,6 +14,8 @@ from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.training import checkpoint
 from minigpt.training.optim import clip, rate_at
 
+NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
+
 
 def mean_loss(model, x, y, batch_size):
     """The exact mean loss over windows x, y (N, T), in nats per token; dropout off, no history."""
@@ -40,7 +42,7 @@ class Trainer:
         self.model, self.optimizer, self.flat = model, optimizer, optimizer.flat
         self.stream, self.config, self.rng = stream, config, rng
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
-        self.step, self.best, self.seconds, self.recent = 0, math.inf, 0.0, 0.0
+        self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
         self.stopped = False  # by Ctrl-C
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
@@ -48,10 +50,8 @@ class Trainer:
         self.validation = [part[module_of(part).asarray(sample)] for part in validation]
 
     def train_step(self):
-        """One update from one batch, computed in `accumulate` parts -> mean loss, nats per token.
-
-        Raises FloatingPointError, and leaves the weights, if loss or gradient is not finite.
-        """
+        """One update from one batch, in `accumulate` parts -> mean loss, nats per token.  Raises
+        FloatingPointError, the weights untouched, if loss or gradient is not finite."""
         c, xp = self.config, module_of(self.flat.data)
         rate = rate_at(self.step, c.steps, c.learning_rate, c.warmup, c.schedule)
         self.step += 1
@@ -117,7 +117,7 @@ class Trainer:
         self.save("last")
         tokens = self.step * c.batch_size * self.stream.block_size
         row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}"
-        with open(self.out / "log.csv", "a") as file:
+        with open(self.out / "log.csv", "w" if best == NEVER else "a") as file:
             head = "" if file.tell() else "step,training,validation,tokens,seconds\n"
             file.write(f"{head}{row}\n")
         self.on_evaluate(self, loss, best)
@@ -125,7 +125,7 @@ class Trainer:
     def save(self, name):
         """Write OUT/name.safetensors: weights, moments, and where every random stream stands."""
         moments = {f"optimizer.{name}": array for name, array in self.optimizer.moments.items()}
-        state = {"step": self.step, "best": min(self.best, 1e30), "recent": self.recent}
+        state = {"step": self.step, "best": self.best, "recent": self.recent}
         state |= {"stream": self.stream.position, "rng": self.rng.bit_generator.state}
         arrays = self.model.state_dict() | moments
         checkpoint.save(self.out / f"{name}.safetensors", arrays, self.about | {"state": state})
