@@ -183,7 +183,7 @@ def test_a_folder_with_files_is_kept_unless_overwrite_is_said(folder, trained, c
 
 
 @pytest.mark.parametrize(
-    "words", ["--learning-rate 1e30 --warmup 0", "--batch-size 1000000", "--n-head 3"]
+    "words", ["--learning-rate 1e30 --warmup 0", "--n-embd 4000000 --n-head 1", "--n-head 3"]
 )
 def test_a_run_that_fails_before_its_first_checkpoint_replaces_nothing(
     folder, trained, capsys, words
