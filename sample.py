@@ -81,13 +81,15 @@ def main(words=None):
 
     if args.prompt is not None:
         write(args.prompt)
-    with contextlib.suppress(ImportError):  # arrow keys and history in input()
-        import readline  # noqa: F401
+    if args.interactive:
+        with contextlib.suppress(ImportError):  # arrow keys and history in input()
+            import readline  # noqa: F401
     while args.interactive:
         try:
-            write(input("> "))
+            line = input("> ")
         except (EOFError, RuntimeError):  # Ctrl-D, or no standard input at all
             return print()
+        write(line)
 
 
 def newest():

@@ -39,7 +39,9 @@ def main(words=None):
     parser = Parser("train.py", description=__doc__, formatter_class=form, allow_abbrev=False)
     whether = parser.add_mutually_exclusive_group()
     whether.add_argument(
-        "--resume", action="store_true", help="continue the run in --out, with the same options"
+        "--resume",
+        action="store_true",
+        help="continue the run in --out; --data, --steps, --device, --plain may change",
     )
     whether.add_argument(
         "--overwrite", action="store_true", help="replace the run in --out; other files stay"
@@ -61,6 +63,7 @@ def main(words=None):
                 "model": asdict(model.config),
                 "tokenizer": tokenizer.config(),
                 "data": crc,
+                "numpy": np.__version__,
             }
             batches = text.Windows(train, config.block_size, config.seed)
             optimizer = OPTIMIZERS[config.optimizer](Flat(model), config.weight_decay)
@@ -199,6 +202,8 @@ def fit(trainer, saved):
         raise OSError(f"--out: cannot save in {out}: {error.strerror}; {hint}") from None
     if saved:
         trainer.restore(*saved)
+        if saved[1]["numpy"] != np.__version__:
+            say("", f"begun with NumPy {saved[1]['numpy']}: last digits may differ from there on")
         say("4 train", f"continues after step {trainer.step} of {c.steps}")
     else:
         say("4 train", f"{c.steps} steps of {c.batch_size} x {c.block_size} tokens")
