@@ -22,6 +22,7 @@ from minigpt.training.config import Parser, number
 
 
 def options():
+    """The command line."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser("sample.py", description=__doc__, formatter_class=form, allow_abbrev=False)
     add, whole = parser.add_argument, number(int, (">=", 1))
@@ -53,6 +54,7 @@ def options():
 
 
 def main(words=None):
+    """Load a model and write after each prompt; a user's mistake ends in one line."""
     parser = options()
     args = parser.parse_args(words)
     try:
@@ -68,6 +70,7 @@ def main(words=None):
     how = {name: getattr(args, name) for name in ("stop", "temperature", "top_k", "top_p")}
 
     def write(prompt):
+        """Print the prompt, without letters that the model does not know, and what follows."""
         unknown = tokenizer.unknown(prompt)
         if unknown:
             print(f"sample.py: left out, unknown to {run}: {unknown!r}", file=sys.stderr)

@@ -35,6 +35,7 @@ FREE = {"data", "out", "steps", "device", "plain"}  # what a resumed run may cha
 
 
 def main(words=None):
+    """The six steps, in order; a user's mistake ends in one line and exit code 2."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser("train.py", description=__doc__, formatter_class=form, allow_abbrev=False)
     whether = parser.add_mutually_exclusive_group()
@@ -164,7 +165,7 @@ def initialise(config, model, validation, tokenizer):
 
 
 def write(model, tokenizer, prompt, tokens, rng):
-    """What the model writes after the prompt (or its first letter, if it lacks one), on one line."""
+    """What the model writes after the prompt (or its first letter, if unknown), on one line."""
     if tokenizer.unknown(prompt):
         prompt = tokenizer.decode([0])
     training = model.training
@@ -177,6 +178,7 @@ def reporter(config, tokenizer, to_beat):
     """What the trainer calls at each evaluation: the losses, which bars fell, and a sample."""
 
     def report(trainer, loss=math.inf, best=math.inf):
+        """Print two lines; without a loss, before the first step."""
         figures = "untrained"
         if trainer.step:
             figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"

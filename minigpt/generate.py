@@ -29,7 +29,7 @@ def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):
 
 
 def left_pad(prompts):
-    """A list of id arrays -> ids (B, T) with zeros in front, mask (B, T), None if nothing is padded"""
+    """A list of id arrays -> ids (B, T) with zeros in front, mask (B, T), None without padding"""
     T = max(len(prompt) for prompt in prompts)
     ids = np.stack([np.pad(prompt, (T - len(prompt), 0)) for prompt in prompts]).astype(np.int32)
     mask = np.stack([np.arange(T) >= T - len(prompt) for prompt in prompts]).astype(np.int32)

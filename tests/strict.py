@@ -1,8 +1,8 @@
 """A stand-in for CuPy on NumPy: arrays that mix with nothing else, and that count every read.
 
 `strict` has only functions that CuPy has, with their meaning. `empty` is filled with NaN; an index
-out of range raises, where a GPU would wrap it silently. `syncs` counts, by name, the calls for which
-the CPU would wait for the GPU.
+out of range raises, where a GPU would wrap it silently. `syncs` counts, by name, the calls for
+which the CPU would wait for the GPU.
 """
 
 import operator
@@ -170,10 +170,11 @@ for _name in "add sub mul truediv floordiv mod pow matmul and_ or_ xor".split():
 for _name in "lt le gt ge eq ne".split():
     setattr(StrictArray, f"__{_name}__", _operator(getattr(operator, _name)))
 
-_FUNCTIONS = """abs add all any arange argmax argsort broadcast_to clip concatenate copyto cos cumsum
-    divide dot exp expand_dims full full_like isfinite isnan log matmul max maximum mean min minimum
-    multiply ones ones_like outer sign sin split sqrt square stack subtract sum take_along_axis tanh
-    tril triu vdot where zeros zeros_like"""
+_FUNCTIONS = """
+    abs add all any arange argmax argsort broadcast_to clip concatenate copyto cos cumsum divide
+    dot exp expand_dims full full_like isfinite isnan log matmul max maximum mean min
+    minimum multiply ones ones_like outer sign sin split sqrt square stack subtract sum
+    take_along_axis tanh tril triu vdot where zeros zeros_like"""
 strict = SimpleNamespace(
     **{name: _function(getattr(np, name)) for name in _FUNCTIONS.split()},
     **{name: getattr(np, name) for name in "float32 float64 int32 int64 bool_ inf nan pi".split()},

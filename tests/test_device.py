@@ -1,4 +1,4 @@
-"""Two libraries, one text: the engine on the strict stand-in for CuPy, and how a device is chosen."""
+"""The engine on the strict stand-in for CuPy, and how a device is chosen."""
 
 import sys
 from collections import Counter
@@ -60,7 +60,8 @@ NUMPY, STRICT = np.ones(3), StrictArray(np.ones(3))
     lambda: STRICT + NUMPY, lambda: NUMPY + STRICT, lambda: STRICT * np.float64(2),
     lambda: np.float64(2) * STRICT, lambda: STRICT == NUMPY, lambda: NUMPY < STRICT,
     lambda: NUMPY @ STRICT, lambda: STRICT.__iadd__(NUMPY), lambda: STRICT[np.zeros(1, int)],
-    lambda: STRICT.__setitem__(0, np.float64(1)), lambda: np.exp(STRICT), lambda: np.asarray(STRICT),
+    lambda: STRICT.__setitem__(0, np.float64(1)), lambda: np.exp(STRICT),
+    lambda: np.asarray(STRICT),
     lambda: np.concatenate([STRICT]), lambda: np.array([STRICT, STRICT]), lambda: NUMPY[STRICT],
     lambda: strict.exp(NUMPY), lambda: strict.concatenate([STRICT, NUMPY]),
     lambda: strict.where(NUMPY > 0, STRICT, 0.0), lambda: strict.add.at(STRICT, NUMPY, 1.0),

@@ -1,4 +1,4 @@
-"""The GPT: its values, gradients, state and padding, against PyTorch and against itself by other paths."""
+"""The GPT's values, gradients, state and padding, against PyTorch and by other paths."""
 
 import math
 
@@ -315,7 +315,7 @@ def test_a_tied_weight_is_listed_once():
 
 
 def steps_and_tokens(xp):
-    """Two whole training steps with dropout and accumulation, then ragged sampling, on library xp."""
+    """Two training steps with dropout and accumulation, then ragged sampling, on library xp."""
     model = scrambled(gpt(dropout=0.2)).to(xp, np.float64)
     x, y = (xp.asarray(ids_of(model, 4, 8, seed=seed)) for seed in (2, 3))
     flat = Flat(model)

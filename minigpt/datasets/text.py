@@ -133,7 +133,7 @@ def windows_in_order(ids, block_size):
 
 def baselines(train, validation, vocab_size, text_of_validation, cache):
     """What a model must beat, nats per character of the validation part -> dict: uniform, unigram,
-    bzip2 (-9, of this part alone), n_grams (orders 1 to 7), best and its order, tokens they read."""
+    bzip2 (-9, of this part alone), n_grams (orders 1 to 7), best and its order, tokens read."""
     ids, text = np.concatenate((train, validation)).tobytes(), text_of_validation.encode()
     key = hashlib.sha256(f"{vocab_size} ".encode() + ids + text).hexdigest()[:16]
 

@@ -1,7 +1,7 @@
 """Which library owns an array, NumPy or CuPy, and how arrays move between the two.
 
-Arrays decide: every op calls the library that `module_of` finds for its operand, so one text runs on
-CPU and GPU. Only this file imports cupy.
+Arrays decide: every op calls the library that `module_of` finds for its operand, so one text runs
+on CPU and GPU. Only this file imports cupy.
 """
 
 import ctypes

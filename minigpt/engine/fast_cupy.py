@@ -1,4 +1,4 @@
-"""Fast pairs on CuPy arrays; see fast_numpy.py. Written against CuPy 14.2.0, timed on no GPU yet."""
+"""Fast pairs on CuPy arrays; see fast_numpy.py. For CuPy 14.2.0, timed on no GPU yet."""
 
 from minigpt.engine.device import module_of
 

@@ -17,7 +17,7 @@ IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
 
 
 def fused(definition):
-    """Let the fast pair of this name, if there is one for the arrays, stand in for the definition."""
+    """Let the fast pair of this name, if the arrays have one, stand in for the definition."""
     name, parameters = definition.__name__, signature(definition)
 
     @wraps(definition)

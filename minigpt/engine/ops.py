@@ -1,7 +1,7 @@
 """The primitive operations: each computes on arrays and records its derivative beside it.
 
-Operands are Tensors or arrays, of arithmetic also numbers; shapes broadcast as in NumPy, and the engine sums each
-gradient back to its input's shape. The last lines give Tensor its operators.
+Operands are Tensors or arrays, of arithmetic also numbers; shapes broadcast as in NumPy; the engine
+sums each gradient back to its input's shape. The last lines give Tensor its operators.
 """
 
 import math
@@ -40,7 +40,7 @@ def negative(x):
 
 
 def power(a, b):
-    """y = a^b, elementwise; the gradient for b is taken only where b is a Tensor (it needs log a)"""
+    """y = a^b, elementwise; a gradient for b only where b is a Tensor (it needs log a)"""
     x, p = raw(a), raw(b)
     y, traced = x**p, isinstance(b, Tensor)
 
@@ -127,7 +127,7 @@ def max(x, axis=None, keepdims=False):
 
 
 def matmul(a, b):
-    """y = a b over the last two axes, the others broadcast.  (..., N, K), (..., K, M) -> (..., N, M)
+    """y = a b over the last two axes, others broadcast.  (..., N, K), (..., K, M) -> (..., N, M)
 
     Vectors count as one row (a) or one column (b), as in NumPy.
     """
@@ -171,7 +171,7 @@ def stack(xs, axis=0):
 
 
 def split(x, parts, axis=0):
-    """x cut along axis into equal parts (an int), or before the given indices (a list) -> a tuple"""
+    """x cut along axis into equal parts (an int), or before given indices (a list) -> a tuple"""
     xp, dtype = module_of(x.data), x.dtype
     ys = xp.split(x.data, parts, axis)
     shapes = [y.shape for y in ys]
@@ -185,7 +185,7 @@ def split(x, parts, axis=0):
 
 
 def getitem(x, index):
-    """y = x[index]: slices, integers, None, ... and integer or bool arrays; repeated indices add up"""
+    """y = x[index]: slices, integers, None, ..., integer or bool arrays; repeated indices add up"""
     xp, shape, dtype = module_of(x.data), x.shape, x.dtype
     keys = index if isinstance(index, tuple) else (index,)
     basic = all(isinstance(key, (int, slice, type(None), type(...))) for key in keys)

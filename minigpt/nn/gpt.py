@@ -61,8 +61,8 @@ class GPT(LanguageModel):
         super().__init__(c.vocab_size, c.block_size, c.n_embd, blocks, norm, rng, c.dropout)
 
     def flops_per_token(self):
-        """FLOPs to train on one token: 6 per weight in a matrix product (2 forward, 4 backward), and
-        attention's 6 L C T, half of 12 because it is causal. Source: Kaplan et al. 2020, section 2.1.
+        """FLOPs to train on one token: 6 per weight in a matrix product (2 forward, 4 backward),
+        and attention's causal 6 L C T, half of 12. Source: Kaplan et al. 2020, section 2.1.
         """
         c, matrices = self.config, [p for p in self.named_parameters().values() if p.ndim == 2]
         weights = sum(p.size for p in matrices) - self.position.weight.size
@@ -70,5 +70,5 @@ class GPT(LanguageModel):
 
 
 def hugging_face_name(name):
-    """transformers' name of a parameter: blocks.0.mixer.out.bias -> transformer.h.0.attn.c_proj.bias"""
+    """transformers' name: blocks.0.mixer.out.bias -> transformer.h.0.attn.c_proj.bias"""
     return ".".join(["transformer", *(HUGGING_FACE.get(word, word) for word in name.split("."))])

@@ -1,4 +1,4 @@
-"""A checkpoint: one safetensors file with all arrays, and all the rest as one JSON text in its header.
+"""A checkpoint: one safetensors file with all arrays, and the rest as one JSON text in its header.
 
 Nothing is pickled: opening a stranger's file cannot run code. Equal states give equal bytes.
 """

@@ -62,7 +62,7 @@ OPTIMIZERS = {"adamw": AdamW, "sgd": SGD}
 
 
 def clip(gradient, limit):
-    """Scale the gradient to norm `limit` if it is longer -> its norm.  Source: Pascanu et al. 2013"""
+    """Scale the gradient to norm `limit` if longer -> its norm.  Source: Pascanu et al. 2013"""
     norm = math.sqrt(float(gradient @ gradient))
     if limit < norm < math.inf:
         gradient *= limit / norm
@@ -76,7 +76,7 @@ SCHEDULES = {  # share of the steps done, 0 to 1 -> share of the peak rate
 
 
 def rate_at(step, steps, peak, warmup, schedule):
-    """The learning rate of step (0 to steps - 1): `warmup` steps up in a line, then the schedule."""
+    """The learning rate of step 0 to steps - 1: `warmup` steps up in a line, then the schedule."""
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * SCHEDULES[schedule]((step - warmup) / max(1, steps - warmup))

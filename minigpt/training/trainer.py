@@ -34,8 +34,8 @@ class Trainer:
     """Trains a model on a stream of batches and keeps last.safetensors, best.safetensors, log.csv.
 
     `validation` is (x, y), all windows of the split; while training, a fixed sample of it is used,
-    small enough to cost less than 10 % of the time. `rng` is the Generator the model's dropout draws
-    from. `about` goes into the checkpoint. `on_evaluate(trainer, loss, best)` prints what it likes.
+    small enough to cost less than 10 % of the time. `rng` is the Generator that the model's dropout
+    draws from. `about` goes into the checkpoint. `on_evaluate(trainer, loss, best)` prints.
     """
 
     def __init__(self, model, optimizer, stream, validation, config, rng, out, about, on_evaluate):
@@ -70,7 +70,7 @@ class Trainer:
         return loss
 
     def _refuse(self, loss):
-        """Raise FloatingPointError that names the step and the first parameter that is not finite."""
+        """Raise FloatingPointError naming the step and the first parameter that is not finite."""
         named = self.model.named_parameters().items()
         arrays = [(f"the weight of {name}", p.data) for name, p in named]  # they are the cause
         arrays += [(f"the gradient of {name}", p.grad) for name, p in named]

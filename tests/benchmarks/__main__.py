@@ -98,9 +98,7 @@ def report(workers, path):
         figures[name] = {"ms": ms, "p10": low, "p90": high, "loss_difference": loss}
         figures[name] |= {"peak_mb": w.answer["peak_mb"], "grown_mb": grown}
     base = figures["PyTorch eager"]
-    print(
-        "| | ms a step (10 to 90 %) | tokens/s | time, ratio | peak RSS (over imports), MB | ratio |"
-    )
+    print("| | ms a step (10 to 90 %) | tokens/s | ratio | peak RSS (over imports), MB | ratio |")
     print("|---|---|---|---|---|---|")
     for name, f in figures.items():
         tokens = BATCH * SHAPE["block_size"] / f["ms"] * 1000
