@@ -25,13 +25,13 @@ from minigpt.engine.autograd import plain
 from minigpt.generate import stream
 from minigpt.nn.gpt import GPT, GPTConfig
 from minigpt.nn.module import Flat
-from minigpt.training import checkpoint
+from minigpt.training import checkpoint, parallel
 from minigpt.training.config import Config, Parser, add_options
 from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import NEVER, Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
-FREE = {"data", "out", "steps", "device", "plain"}  # what a resumed run may change
+FREE = {"data", "out", "steps", "device", "plain", "workers"}  # what a resumed run may change
 
 
 def main(words=None):
@@ -42,7 +42,7 @@ def main(words=None):
     whether.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out; --data, --steps, --device, --plain may change",
+        help="continue the run in --out; --data, --steps, --device, --plain, --workers may change",
     )
     whether.add_argument(
         "--overwrite", action="store_true", help="replace the run in --out; other files stay"
@@ -56,9 +56,10 @@ def main(words=None):
         model, rng = build(config, tokenizer, library, found)
     except (ValueError, OSError, MemoryError) as error:
         parser.error(str(error))
-    with plain() if config.plain else contextlib.nullcontext():
-        try:
+    try:
+        with plain() if config.plain else contextlib.nullcontext():
             windows = initialise(config, model, validation, tokenizer)
+            config.workers = workers(config, model)
             about = {
                 "config": asdict(config) | {"out": None},  # the folder may move
                 "model": asdict(model.config),
@@ -66,19 +67,15 @@ def main(words=None):
                 "data": crc,
                 "numpy": np.__version__,
             }
-            batches = text.Windows(train, config.block_size, config.seed)
-            optimizer = OPTIMIZERS[config.optimizer](Flat(model), config.weight_decay)
-            report = reporter(config, tokenizer, to_beat)
-            trainer = Trainer(model, optimizer, batches, windows, config, rng, out, about, report)
-            fit(trainer, saved)
+            task = config, model, rng, tokenizer, train, windows, to_beat, out, about, saved
+            trainer = parallel.run(config.workers, work, *task)
             if not trainer.stopped:
-                validate(trainer, windows, to_beat["best n-gram"])
                 apply(trainer, tokenizer)
-        except (OSError, MemoryError, FloatingPointError, checkpoint.CheckpointError) as error:
-            with contextlib.suppress(OSError):
-                out.rmdir()  # if nothing is in it yet
-            room = "; lower --batch-size or --n-embd" if isinstance(error, MemoryError) else ""
-            parser.error(f"{error}{room}")
+    except (OSError, MemoryError, FloatingPointError, ValueError) as error:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # if nothing is in it yet
+        room = "; lower --batch-size or --n-embd" if isinstance(error, MemoryError) else ""
+        parser.error(f"{error}{room}")
 
 
 def say(step, message):
@@ -192,41 +189,80 @@ def reporter(config, tokenizer, to_beat):
     return report
 
 
+def workers(config, model):
+    """How many processes share a batch: as many as asked, or one per core if that pays."""
+    on_cpu = device.module_of(model.embedding.weight.data) is np
+    if config.workers:
+        if config.workers > 1 and not on_cpu:
+            raise ValueError(f"--workers: expected 1 on a GPU, got {config.workers}; leave it out")
+        return config.workers
+    windows = config.batch_size // config.accumulate
+    tokens = config.batch_size * config.block_size
+    pays = tokens * config.steps * model.flops_per_token() > 1e12  # 10 s of a core
+    return min(parallel.physical_cores(), windows, max(1, tokens // 256)) if on_cpu and pays else 1
+
+
+def work(ranks, config, model, rng, tokenizer, train, windows, to_beat, out, about, saved):
+    """Steps 4 and 5, on every rank -> the trainer"""
+    with plain() if config.plain else contextlib.nullcontext():  # the other ranks ask here
+        batches = text.Windows(train, config.block_size, config.seed)
+        optimizer = OPTIMIZERS[config.optimizer](Flat(model, ranks.zeros), config.weight_decay)
+        report = reporter(config, tokenizer, to_beat)
+        trainer = Trainer(
+            model, optimizer, batches, windows, config, rng, out, about, report, ranks
+        )
+        fit(trainer, saved)
+        if not trainer.stopped:
+            validate(trainer, windows, to_beat["best n-gram"])
+        return trainer
+
+
 def fit(trainer, saved):
     """Train, from the start or from a checkpoint."""
-    out, c = trainer.out, trainer.config
-    try:  # before the first step, not after an hour
+    c, first = trainer.config, trainer.ranks.rank == 0
+    if first:
+        prepare(trainer)
+    if saved:
+        trainer.restore(*saved)
+    if first and saved:
+        if saved[1]["numpy"] != np.__version__:
+            say("", f"begun with NumPy {saved[1]['numpy']}: last digits may differ from there on")
+        say("4 train", f"continues after step {trainer.step} of {c.steps}")
+    elif first:
+        crew = f", {c.workers} workers" if c.workers > 1 else ""
+        say("4 train", f"{c.steps} steps of {c.batch_size} x {c.block_size} tokens{crew}")
+        trainer.on_evaluate(trainer)
+    trainer.run()
+    if trainer.stopped:
+        if trainer.best == NEVER:  # what is there as the best is of a run that this one replaces
+            (trainer.out / "best.safetensors").unlink(missing_ok=True)
+        command = f"python train.py --resume --out {shlex.quote(str(trainer.out))}"
+        say("", f"stopped after step {trainer.step}; continue: {command}")
+
+
+def prepare(trainer):
+    """Try the folder of the run: before the first step, not after an hour."""
+    out = trainer.out
+    try:
         out.mkdir(parents=True, exist_ok=True)
         trainer.save("probe")
         (out / "probe.safetensors").unlink()
     except OSError as error:
         hint = "free space, or name another --out"
         raise OSError(f"--out: cannot save in {out}: {error.strerror}; {hint}") from None
-    if saved:
-        trainer.restore(*saved)
-        if saved[1]["numpy"] != np.__version__:
-            say("", f"begun with NumPy {saved[1]['numpy']}: last digits may differ from there on")
-        say("4 train", f"continues after step {trainer.step} of {c.steps}")
-    else:
-        say("4 train", f"{c.steps} steps of {c.batch_size} x {c.block_size} tokens")
-        trainer.on_evaluate(trainer)
-    trainer.run()
-    if trainer.stopped:
-        if trainer.best == NEVER:  # what is there as the best is of a run that this one replaces
-            (out / "best.safetensors").unlink(missing_ok=True)
-        command = f"python train.py --resume --out {shlex.quote(str(out))}"
-        say("", f"stopped after step {trainer.step}; continue: {command}")
 
 
 def validate(trainer, windows, n_gram):
     """The best checkpoint on the whole validation split."""
+    trainer.ranks.barrier()  # rank 0 has written it
     arrays, _ = checkpoint.load(trainer.out / "best.safetensors")
     trainer.model.load_state_dict(checkpoint.weights(arrays))
-    loss = mean_loss(trainer.model, *windows, 2 * trainer.config.batch_size)
+    loss = mean_loss(trainer.model, *windows, 2 * trainer.config.batch_size, trainer.ranks)
     bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
     verdict = "below" if loss < n_gram else "not below"
-    say("5 validate", f"whole split: {bits},")
-    say("", f"{verdict} the best n-gram, {n_gram:.3f}")
+    if trainer.ranks.rank == 0:
+        say("5 validate", f"whole split: {bits},")
+        say("", f"{verdict} the best n-gram, {n_gram:.3f}")
 
 
 def apply(trainer, tokenizer):

@@ -15,6 +15,7 @@ datasets/tokenizers.py   text <-> ids
 datasets/text.py         corpora, windows, and what a model must beat
 training/optim.py        AdamW, SGD, clipping, schedules
 training/config.py       one dataclass <-> command line <-> JSON
+training/parallel.py     several processes that share each batch
 training/checkpoint.py   one safetensors file, written atomically
 training/trainer.py      the training loop
 generate.py              temperature, top-k, top-p; text as it comes

@@ -139,6 +139,41 @@ def test_resume_may_go_on_for_longer(folder, trained, capsys):
     assert log.startswith(before) and log.count("\n") == before.count("\n") + 1
 
 
+def test_two_workers_train_as_one_does_and_a_resumed_run_may_change_their_number(folder, capsys):
+    losses, words = [], ["--data", "text.txt", *SMALL, "--out"]
+    for out, crews in (("one", "1"), ("two", "2"), ("mixed", "21")):
+        for i, crew in enumerate(crews):
+            resume = ["--resume"] if i else []
+            steps = ["--steps", "6"] if i or len(crews) == 1 else ["--steps", "3"]
+            schedule = ["--warmup", "6"]  # the rate must not depend on --steps
+            train.main([*words, out, "--workers", crew, *resume, *steps, *schedule])
+        printed = capsys.readouterr().out
+        losses.append(float(re.findall(r"whole split: (\S+)", printed)[-1]))
+        assert (", 2 workers" in printed) == ("2" in crews)
+        assert checkpoint.load(f"{out}/last.safetensors")[1]["config"]["workers"] == int(crews[-1])
+    assert losses == [losses[0]] * 3
+
+
+@pytest.mark.parametrize(
+    "words, cores, expected",
+    [
+        ("", 8, 4),  # 1,024 tokens: each rank gets 256
+        ("", 2, 2),
+        ("--batch-size 2 --block-size 1024", 8, 2),
+        ("--accumulate 16", 8, 1),  # one window at a time
+        ("--steps 20", 8, 1),  # over before the others have started
+        ("--workers 3", 8, 3),
+    ],
+)
+def test_workers_are_as_many_as_cores_where_that_pays(words, cores, expected, monkeypatch):
+    parser = train.Parser("train.py")
+    train.add_options(parser)
+    config = train.Config(**vars(parser.parse_args(words.split())))
+    monkeypatch.setattr(train.parallel, "physical_cores", lambda: cores)
+    model = train.GPT(train.gpt_config(config, 65), np.random.default_rng(0))
+    assert train.workers(config, model) == expected
+
+
 def test_resume_refuses_what_would_be_another_model(folder, trained, capsys):
     words = ["--resume", "--out", str(trained), "--n-layer"]
     error = mistake(train.main, [*words, "2"], capsys, trained)
@@ -328,6 +363,8 @@ def mess(folder, trained):
 
 
 TRAINING = [
+    ("--workers 5 --batch-size 4", "at most one per window, 4 of which are computed at a time"),
+    ("--workers 3 --batch-size 4 --accumulate 2", "at most one per window, 2 of which"),
     ("--data missing.txt", "missing.txt: expected a text file, found nothing"),
     ("--data manul", "did you mean manual?"),
     ("--data empty.txt", "empty.txt: expected text, got an empty file"),

@@ -135,17 +135,19 @@ def test_a_warm_up_longer_than_the_run_only_climbs():
     assert rates == pytest.approx([0.1, 0.2, 0.3], rel=1e-12)
 
 
-def new_trainer(out, seed=0, dtype=np.float32, xp=np, on_evaluate=lambda *_: None, **options):
+def new_trainer(
+    out, seed=0, dtype=np.float32, xp=np, on_evaluate=lambda *_: None, ranks=None, **options
+):
     """A small GPT on random ids: 26 windows, so that seven batches of 4 begin a second epoch."""
     short = {"steps": 8, "batch_size": 4, "eval_every": 3, "warmup": 2, "dropout": 0.2}
     c, rng = Config(**short | options), np.random.default_rng(seed)
     model = GPT(GPTConfig(11, 8, 1, 2, 16, dropout=c.dropout), rng).to(xp, dtype)
-    flat = Flat(model)
+    flat = Flat(model, ranks and ranks.zeros)
     optimizer, out = OPTIMIZERS[c.optimizer](flat, c.weight_decay), out / f"{options}"
     out.mkdir(exist_ok=True)
     stream = Windows(IDS[:220], 8, 3)
     validation = [xp.asarray(ids) for ids in windows_in_order(IDS[220:], 8)]
-    return Trainer(model, optimizer, stream, validation, c, rng, out, {}, on_evaluate)
+    return Trainer(model, optimizer, stream, validation, c, rng, out, {}, on_evaluate, ranks)
 
 
 def contents(folder):
@@ -306,7 +308,7 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path, mon
 
 def test_every_evaluation_reads_the_same_few_windows_spread_over_the_split(tmp_path, monkeypatch):
     seen = []
-    monkeypatch.setattr(trainer, "mean_loss", lambda model, x, y, n: seen.append((x, y)) or 1.0)
+    monkeypatch.setattr(trainer, "mean_loss", lambda model, x, y, *_: seen.append((x, y)) or 1.0)
     run = new_trainer(tmp_path, batch_size=5)
     run.run()
     assert len(seen) == 3 and {len(x) for x, _ in seen} == {3}  # 3 steps of 5 windows, a fifth
@@ -482,7 +484,7 @@ def other(f, default):
     """Words for field f that mean something else than its default."""
     values = {list: ["a.txt", "b.txt"], str: ["else"], bool: []}
     if f.type in (int, float):
-        values[f.type] = [str(default * 2 if f.type is int else default / 2 + 0.1)]
+        values[f.type] = [str((default or 1) * 2 if f.type is int else default / 2 + 0.1)]
     choices = [c for c in f.metadata["argument"].get("choices", []) if c != default]
     return [option_of(f), *(choices[:1] or values[f.type])]
 

@@ -89,13 +89,14 @@ class Flat:
     So an optimizer's step, clipping or saving is one call. The first `decayed` numbers are the
     matrices, which weight decay shrinks; then come biases and norms. Slices start at 64 bytes.
     From here on p.data and p.grad stay what they are: write into them, never rebind them.
+    zeros(n, dtype) makes the vector of gradients, if several processes are to share it.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, zeros=None):
         parameters = sorted(model.named_parameters().values(), key=lambda p: p.ndim < 2)
         sizes = [-(-p.size // 16) * 16 for p in parameters]
         xp, dtype = module_of(parameters[0].data), parameters[0].dtype
-        self.data, self.grad = xp.zeros(sum(sizes), dtype), xp.zeros(sum(sizes), dtype)
+        self.data, self.grad = (make(sum(sizes), dtype) for make in (xp.zeros, zeros or xp.zeros))
         self.decayed = sum(n for p, n in zip(parameters, sizes, strict=True) if p.ndim >= 2)
         start = 0
         for p, n in zip(parameters, sizes, strict=True):

@@ -47,6 +47,9 @@ class Config:
     )
     clip: float = option(1.0, "maximum norm of the gradient; lower it if the loss jumps", (">", 0))
     accumulate: int = option(1, "compute a batch in N parts: less memory, same update", (">=", 1))
+    workers: int = option(
+        None, "processes that share a batch; default: as many as cores, if it pays", (">=", 1)
+    )
     eval_every: int = option(200, "steps between validations, samples and checkpoints", (">=", 1))
     seed: int = option(1337, "fixes weights, order of the text and samples", (">=", 0))
     plain: bool = option(False, "run the definitions without fast pairs: slower, same result")
@@ -55,6 +58,9 @@ class Config:
         if self.batch_size % self.accumulate:
             expected = f"a divisor of --batch-size {self.batch_size}"
             raise ValueError(f"--accumulate: expected {expected}, got {self.accumulate}")
+        if (self.workers or 1) > (windows := self.batch_size // self.accumulate):
+            why = f"at most one per window, {windows} of which are computed at a time"
+            raise ValueError(f"--workers: expected {why}, got {self.workers}")
 
 
 def number(kind, *bounds):

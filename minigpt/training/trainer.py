@@ -2,6 +2,7 @@
 
 import math
 import signal
+import threading
 import time
 from pathlib import Path
 
@@ -13,21 +14,25 @@ from minigpt.engine.device import module_of
 from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.training import checkpoint
 from minigpt.training.optim import clip, rate_at
+from minigpt.training.parallel import Alone
 
 NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
 
 
-def mean_loss(model, x, y, batch_size):
-    """The exact mean loss over windows x, y (N, T), in nats per token; dropout off, no history."""
+def mean_loss(model, x, y, batch_size, ranks=None):
+    """The exact mean loss over windows x, y (N, T), in nats per token; dropout off, no history.
+    With ranks, each does its share of the windows, and all get the mean of all."""
+    ranks = ranks or Alone()
     training = model.training
     model.eval()
     total, count = 0.0, int((y != IGNORED).sum())
+    x, y = x[ranks.rank :: ranks.size], y[ranks.rank :: ranks.size]
     with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # the caller looks
         for i in range(0, len(x), batch_size):
             part = slice(i, i + batch_size)
             total += cross_entropy(model(x[part]), y[part], count=count).item()
     model.train(training)
-    return total
+    return sum(ranks.all_gather(total))
 
 
 class Trainer:
@@ -35,12 +40,15 @@ class Trainer:
 
     `validation` is (x, y), all windows of the split; while training, a fixed sample of it is used,
     small enough to cost less than 10 % of the time. `rng` is the Generator that the model's dropout
-    draws from. `about` goes into the checkpoint. `on_evaluate(trainer, loss, best)` prints.
+    draws from. `about` goes into the checkpoint. `on_evaluate(trainer, loss, best)` prints. Every
+    one of the `ranks` trains, rank 0 alone writes and prints.
     """
 
-    def __init__(self, model, optimizer, stream, validation, config, rng, out, about, on_evaluate):
+    def __init__(
+        self, model, optimizer, stream, validation, config, rng, out, about, on_evaluate, ranks=None
+    ):
         self.model, self.optimizer, self.flat = model, optimizer, optimizer.flat
-        self.stream, self.config, self.rng = stream, config, rng
+        self.stream, self.config, self.rng, self.ranks = stream, config, rng, ranks or Alone()
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
         self.stopped = False  # by Ctrl-C
@@ -50,18 +58,24 @@ class Trainer:
         self.validation = [part[module_of(part).asarray(sample)] for part in validation]
 
     def train_step(self):
-        """One update from one batch, in `accumulate` parts -> mean loss, nats per token.  Raises
-        FloatingPointError, the weights untouched, if loss or gradient is not finite."""
-        c, xp = self.config, module_of(self.flat.data)
+        """One update from one batch, in `accumulate` parts, each shared out over the ranks -> mean
+        loss, nats per token.  Raises FloatingPointError, the weights untouched, if loss or gradient
+        is not finite."""
+        c, xp, ranks = self.config, module_of(self.flat.data), self.ranks
         rate = rate_at(self.step, c.steps, c.learning_rate, c.warmup, c.schedule)
         self.step += 1
+        # Dropout's stream is a function of these three: nothing to save, nor to share out.
+        self.rng.bit_generator.state = np.random.PCG64((c.seed, self.step, ranks.rank)).state
         x, y = self.stream.batch(c.batch_size)
         count, x, y = int((y != IGNORED).sum()), xp.asarray(x), xp.asarray(y)
         loss, size = 0.0, c.batch_size // c.accumulate
         for i in range(0, c.batch_size, size):
-            part = cross_entropy(self.model(x[i : i + size]), y[i : i + size], count=count)
+            mine = slice(i + ranks.rank, i + size, ranks.size)
+            part = cross_entropy(self.model(x[mine]), y[mine], count=count)
             part.backward()
             loss += part.item()
+        ranks.all_reduce(self.flat.grad)
+        loss = sum(ranks.all_gather(loss))
         norm = clip(self.flat.grad, c.clip)
         if not math.isfinite(loss + norm):
             self._refuse(loss)
@@ -82,8 +96,12 @@ class Trainer:
     def run(self):
         """Train up to config.steps, or until Ctrl-C; a checkpoint is written in any case."""
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
-        previous = signal.signal(signal.SIGINT, self._interrupt)
-        bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=None, leave=False)
+        tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
+        hide = True if self.ranks.rank else None  # None: unless the output is a terminal
+        bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=hide, leave=False)
+        previous = signal.getsignal(signal.SIGINT)
+        if self.ranks.rank == 0:  # the others ignore it, and end when rank 0 does
+            signal.signal(signal.SIGINT, self._interrupt)
         try:
             while self.step < c.steps and not self.stopped:
                 start = time.perf_counter()
@@ -108,10 +126,12 @@ class Trainer:
     def evaluate(self):
         """Validate on the fixed sample, keep the checkpoint, also as the best if it is; log."""
         c = self.config
-        loss = mean_loss(self.model, *self.validation, 2 * c.batch_size)
+        loss = mean_loss(self.model, *self.validation, 2 * c.batch_size, self.ranks)
         if not math.isfinite(loss):
             self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
+        if self.ranks.rank:
+            return
         if loss < best:
             self.save("best")  # first: a resumed run would not write it again
         self.save("last")
@@ -123,10 +143,10 @@ class Trainer:
         self.on_evaluate(self, loss, best)
 
     def save(self, name):
-        """Write OUT/name.safetensors: weights, moments, and where every random stream stands."""
+        """Write OUT/name.safetensors: weights, moments, and where the stream of batches stands."""
         moments = {f"optimizer.{name}": array for name, array in self.optimizer.moments.items()}
         state = {"step": self.step, "best": self.best, "recent": self.recent}
-        state |= {"stream": self.stream.position, "rng": self.rng.bit_generator.state}
+        state["stream"] = self.stream.position
         arrays = self.model.state_dict() | moments
         checkpoint.save(self.out / f"{name}.safetensors", arrays, self.about | {"state": state})
 
@@ -137,4 +157,4 @@ class Trainer:
         for name, moment in self.optimizer.moments.items():
             moment[...] = module_of(moment).asarray(arrays[f"optimizer.{name}"])
         self.step, self.best, self.recent = state["step"], state["best"], state["recent"]
-        self.stream.position, self.rng.bit_generator.state = state["stream"], state["rng"]
+        self.stream.position = state["stream"]
