@@ -14,18 +14,19 @@ def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):
     """
     if temperature == 0:
         return logits.argmax(-1).astype(np.int32)
-    order = np.argsort(-logits, axis=-1, kind="stable")  # most likely first
-    z = np.take_along_axis(logits, order, -1).astype(np.float64)
-    p = np.exp((z - z[:, :1]) / temperature)
-    p[:, top_k or p.shape[1] :] = 0
-    p /= p.sum(-1, keepdims=True)
-    if top_p is not None:
-        before = np.cumsum(p, -1) - p  # what the more likely ids have together
-        p[before >= top_p] = 0
-        p /= p.sum(-1, keepdims=True)
-    rank = (np.cumsum(p, -1) <= rng.random((len(p), 1))).sum(-1)
-    rank = np.minimum(rank, (p > 0).sum(-1) - 1)  # sums may round to just below 1
-    return order[np.arange(len(p)), rank].astype(np.int32)
+    p = np.exp((logits - logits.max(-1, keepdims=True)).astype(np.float64) / temperature)
+    if top_k is not None or top_p is not None:
+        order = np.argsort(-p, axis=-1, kind="stable")  # most likely first
+        ranked = np.take_along_axis(p, order, -1)
+        ranked[:, top_k or p.shape[1] :] = 0
+        if top_p is not None:
+            before = np.cumsum(ranked, -1) - ranked  # what the more likely ids have together
+            ranked[before >= top_p * ranked.sum(-1, keepdims=True)] = 0
+        np.put_along_axis(p, order, ranked, -1)
+    sums = np.cumsum(p, -1)
+    total = sums[:, -1:]
+    drawn = np.minimum(rng.random(total.shape) * total, np.nextafter(total, 0))  # below, if rounded
+    return (sums <= drawn).sum(-1, dtype=np.int32)
 
 
 def left_pad(prompts):
@@ -45,13 +46,14 @@ def generate(model, prompts, tokens, rng, **how):
     """
     if not all(len(prompt) for prompt in prompts):
         raise ValueError("generate: expected prompts of at least one token, got an empty one")
-    size = model.block_size
+    size, weight = model.block_size, next(iter(model.named_parameters().values()))
+    xp = module_of(weight.data)
     ids, mask = left_pad([prompt[-size:] for prompt in prompts])
     state, new = model.new_state(len(ids)), ids
     for _ in range(tokens):
         if state.length + new.shape[1] > size:
             state, new = model.new_state(len(ids)), ids[:, -max(1, size // 2) :]
-        chosen = choose(_read(model, new, mask, state), rng, **how)
+        chosen = choose(_read(model, new, mask, state, xp), rng, **how)
         yield chosen
         new = chosen[:, None]
         ids = np.concatenate([ids, new], axis=1)[:, -size:]
@@ -59,9 +61,8 @@ def generate(model, prompts, tokens, rng, **how):
             mask = np.concatenate([mask, np.ones_like(new)], axis=1)[:, -size:]
 
 
-def _read(model, ids, mask, state):
+def _read(model, ids, mask, state, xp):
     """Read ids into the state -> logits (B, V); no_grad here does not reach generate's caller."""
-    xp = module_of(next(iter(model.named_parameters().values())).data)
     mask = None if mask is None else xp.asarray(mask[:, -ids.shape[1] :])
     with no_grad():
         logits, _ = model(xp.asarray(ids), mask=mask, state=state)

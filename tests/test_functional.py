@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import math
 import statistics
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -262,10 +263,50 @@ def test_gelu_pair_is_the_same_over_several_blocks(monkeypatch):
     x = draw(3, 7)
     with plain():
         expected = run(functional.gelu, x)
-    monkeypatch.setattr(fast_numpy, "_BLOCK", 4)
+    monkeypatch.setattr(fast_numpy, "_BLOCK", 4, raising=False)
     got = run(functional.gelu, x)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-12)
     np.testing.assert_allclose(got[1], expected[1], rtol=1e-12)
+
+
+# float64 in small tiles: 7 positions in tiles of 3, and a tile's scores of one text at a time
+LONG = {
+    "causal": (),
+    "window": (None, 3),
+    "window of one tile": (None, 4),
+    "mask": (ids([0] * 4 + [1] * 3, [1] * 7), None),
+    "mask and window": (ids([1] * 3 + [0] * 4, [0, 1] * 3 + [1]), 2),
+    "nothing seen": (np.zeros((2, 7), int), None),
+    "both ways": (None, None, False),
+}
+
+
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize("case", LONG)
+def test_attention_pair_is_the_same_over_several_tiles(case, past, monkeypatch):
+    q, k, v = heads(2, 3, 7, 2)
+    args = (q[:, :, past:], k, v, *LONG[case])
+    with plain():
+        expected = run(functional.attention, *args)
+    monkeypatch.setattr(fast_numpy, "_TILE", 3, raising=False)
+    monkeypatch.setattr(fast_numpy, "_ROOM", 30, raising=False)
+    got = run(functional.attention, *args)
+    for y, e in zip(sum(got, []), sum(expected, []), strict=True):
+        np.testing.assert_allclose(y, e, rtol=1e-11, atol=1e-12)
+
+
+def test_memory_of_attention_grows_with_the_context_not_with_its_square():
+    if not hasattr(fast_numpy, "attention_forward"):
+        pytest.skip("the definition keeps all scores")
+    peaks = []
+    for T in (1024, 4096):
+        q, k, v = (Tensor(x.astype("f"), requires_grad=True) for x in heads(1, 1, T, 8))
+        tracemalloc.start()
+        y = functional.attention(q, k, v)
+        y.backward(np.ones_like(y.data))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 5 * peaks[0]  # 4 times as long; the scores of a square would take 16
 
 
 @pytest.mark.parametrize("mode", [plain, no_grad])

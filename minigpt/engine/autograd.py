@@ -159,8 +159,8 @@ def record(y, inputs, backward, name=None):
     per input, or None; it must not write to dy. Gradients may have the broadcast shape.
     """
     several = isinstance(y, (list, tuple))
-    outputs = tuple(Tensor(part) for part in y) if several else (Tensor(y),)
-    traced = [mode.grad and isinstance(x, Tensor) and x.requires_grad for x in inputs]
+    outputs = tuple(map(Tensor, y)) if several else (Tensor(y),)
+    traced = [isinstance(x, Tensor) and x.requires_grad for x in inputs] if mode.grad else ()
     if any(traced):
         pairs = zip(inputs, traced, strict=True)
         sources = [(x.node or x, x.output, x.data.shape) if t else None for x, t in pairs]

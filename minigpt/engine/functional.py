@@ -19,6 +19,7 @@ IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
 def fused(definition):
     """Let the fast pair of this name, if the arrays have one, stand in for the definition."""
     name, parameters = definition.__name__, signature(definition)
+    forward_name, backward_name = f"{name}_forward", f"{name}_backward"
 
     @wraps(definition)
     def call(*args, **options):
@@ -27,11 +28,11 @@ def fused(definition):
             bound.apply_defaults()
             args = bound.args
         pairs = PAIRS.get(module_of(raw(args[0])).__name__) if mode.fast else None
-        forward = getattr(pairs, f"{name}_forward", None)
+        forward = getattr(pairs, forward_name, None)
         if forward is None:
             return definition(*args)
         y, saved = forward(*(raw(x) for x in args))
-        backward, rest = getattr(pairs, f"{name}_backward"), (None,) * len(args)
+        backward, rest = getattr(pairs, backward_name), (None,) * len(args)
         return record(y, args, lambda dy: (*backward(dy, saved), *rest)[: len(rest)], name)
 
     return call

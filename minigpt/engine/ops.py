@@ -5,7 +5,7 @@ sums each gradient back to its input's shape. The last lines give Tensor its ope
 """
 
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 from minigpt.engine.autograd import Tensor, raw, record
 from minigpt.engine.device import module_of
@@ -152,9 +152,12 @@ def reshape(x, *shape):
 
 def transpose(x, axes=None):
     """y = x with its axes permuted: axis i of y is axis axes[i] of x; None reverses them"""
-    axes = tuple(range(x.ndim))[::-1] if axes is None else tuple(n % x.ndim for n in axes)
-    inverse = tuple(axes.index(i) for i in range(x.ndim))
-    return record(raw(x).transpose(axes), (x,), lambda dy: (dy.transpose(inverse),))
+
+    def backward(dy):
+        order = range(dy.ndim)[::-1] if axes is None else [n % dy.ndim for n in axes]
+        return (dy.transpose([order.index(i) for i in range(dy.ndim)]),)
+
+    return record(raw(x).transpose(axes), (x,), backward)
 
 
 def concatenate(xs, axis=0):
@@ -172,8 +175,13 @@ def stack(xs, axis=0):
 
 def split(x, parts, axis=0):
     """x cut along axis into equal parts (an int), or before given indices (a list) -> a tuple"""
-    xp, dtype = module_of(x.data), x.dtype
-    ys = xp.split(x.data, parts, axis)
+    xp, dtype, n = module_of(x.data), x.dtype, x.shape[axis]
+    if isinstance(parts, int):
+        if n % parts:
+            raise ValueError(f"split: expected a size that {parts} divides, got {n}")
+        parts = range(n // parts, n, n // parts)
+    cuts = [(slice(None),) * (axis % x.ndim) + (slice(*ends),) for ends in pairwise((0, *parts, n))]
+    ys = [x.data[cut] for cut in cuts]
     shapes = [y.shape for y in ys]
 
     def backward(*dys):  # parts that nobody used have no gradient

@@ -26,7 +26,7 @@ class Attention(Module):
         q, k, v = (z.reshape(heads).transpose((0, 2, 1, 3)) for z in self.qkv(x).split(3, axis=-1))
         if state is not None:
             k, v, state = self.remember(k, v, state)
-        y = attention(q, k, v, mask=mask, window=self.window)
+        y = attention(q, k, v, mask, self.window)
         y = y.transpose((0, 2, 1, 3)).reshape((B, T, C))
         return self.dropout(self.out(y)), state
 

@@ -67,7 +67,7 @@ class LanguageModel(Module):
         if mask is not None and mask.shape != (B, T):
             raise ValueError(f"model: expected a mask of shape {(B, T)}, got {mask.shape}")
         if mask is None and before is None:
-            return None, xp.arange(past, past + T)
+            return None, slice(past, past + T)
         mask = xp.ones((B, T), int) if mask is None else mask
         before = xp.ones((B, past), int) if before is None else before
         mask = xp.concatenate([before, mask], axis=1)

@@ -32,7 +32,7 @@ class LayerNorm(Module):
         self.weight, self.bias, self.eps = constant(n, 1.0), constant(n, 0.0), eps
 
     def forward(self, x):
-        return layer_norm(x, self.weight, self.bias, eps=self.eps)
+        return layer_norm(x, self.weight, self.bias, self.eps)
 
 
 class Dropout(Module):

@@ -1,40 +1,62 @@
-"""The minigpt side of the benchmark: python -m tests.benchmarks.mini_gpt WEIGHTS [--plain]"""
+"""minigpt's side of the benchmarks."""
 
-import contextlib
+import io
+import itertools
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 
 from minigpt.engine import device
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
+from minigpt.generate import generate
 from minigpt.nn.gpt import GPT, GPTConfig, hugging_face_name
 from minigpt.nn.module import Flat
+from minigpt.training import parallel
 from minigpt.training.optim import AdamW, clip
-from tests.benchmarks.worker import BETAS, CLIP, DECAY, RATE, SHAPE, peak_mb, serve
+from tests.benchmarks import competitor
+from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
 
 
-def main():
-    imported = peak_mb()
+def build(shape):
     device.select("cpu")
-    model = GPT(GPTConfig(**SHAPE), np.random.default_rng(0))
-    arrays = np.load(sys.argv[1])
-    model.load_state_dict({n: arrays[hugging_face_name(n)] for n in model.named_parameters()})
-    flat = Flat(model)
-    optimizer, number = AdamW(flat, DECAY, BETAS), 0
+    model = GPT(GPTConfig(**shape), np.random.default_rng(0))
+    for name, p in model.named_parameters().items():
+        p.data[...] = competitor.array(hugging_face_name(name), p.shape)
+    return model
+
+
+def train(shape, batch, workers=1, definitions=False):
+    parallel.run(workers, work, shape, batch, definitions)
+
+
+def work(ranks, shape, batch, definitions):
+    """What every rank does; rank 0 alone listens and answers."""
+    model = build(shape)
+    flat = Flat(model, zeros=ranks.zeros)
+    optimizer, numbers = AdamW(flat, DECAY, BETAS), itertools.count(1)
+    mine = slice(ranks.rank, None, ranks.size)
 
     def step(x, y):
-        nonlocal number
-        number += 1
-        loss = cross_entropy(model(x), y)
+        loss = cross_entropy(model(x[mine]), y[mine], count=y.size)
         loss.backward()
+        ranks.all_reduce(flat.grad)
         clip(flat.grad, CLIP)
-        optimizer.step(RATE, number)
-        return loss.item()
+        optimizer.step(RATE, next(numbers))
+        return sum(ranks.all_gather(loss.item()))
 
-    with plain() if "--plain" in sys.argv else contextlib.nullcontext():
-        serve(step, imported)
+    with plain() if definitions else nullcontext():
+        hear = (lambda: None) if ranks.rank else sys.stdin.readline
+        lines = iter(lambda: ranks.all_gather(hear())[0], "")  # until rank 0 reads the end
+        competitor.train(step, shape, batch, lines, io.StringIO() if ranks.rank else sys.stdout)
 
 
-if __name__ == "__main__":
-    main()
+def sample(shape, prompt):
+    model, rng = build(shape), np.random.default_rng(2)
+
+    def write(ids, tokens, greedy):
+        columns = generate(model, list(ids), tokens, rng, temperature=0.0 if greedy else 1.0)
+        return np.stack(list(columns), axis=1)
+
+    competitor.sample(write, shape, prompt)

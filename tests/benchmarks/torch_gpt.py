@@ -1,45 +1,27 @@
-"""The same GPT-2 in PyTorch eager: python -m tests.benchmarks.torch_gpt WEIGHTS"""
+"""The yardsticks: the same GPT-2 in PyTorch eager, nanoGPT's way to sample, and Hugging Face's."""
 
-import sys
-
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.benchmarks.worker import BETAS, CLIP, DECAY, RATE, SHAPE, peak_mb, serve
-
-
-class Attention(nn.Module):
-    def __init__(self, C, H):
-        super().__init__()
-        self.c_attn, self.c_proj, self.H = nn.Linear(C, 3 * C), nn.Linear(C, C), H
-
-    def forward(self, x):
-        B, T, C = x.shape
-        q, k, v = (z.view(B, T, self.H, -1).transpose(1, 2) for z in self.c_attn(x).split(C, 2))
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
-
-
-class MLP(nn.Module):
-    def __init__(self, C):
-        super().__init__()
-        self.c_fc, self.c_proj = nn.Linear(C, 4 * C), nn.Linear(4 * C, C)
-
-    def forward(self, x):
-        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+from tests.benchmarks import competitor
+from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
 
 
 class Block(nn.Module):
     def __init__(self, C, H):
         super().__init__()
-        self.ln_1, self.attn = nn.LayerNorm(C), Attention(C, H)
-        self.ln_2, self.mlp = nn.LayerNorm(C), MLP(C)
+        self.ln_1, self.ln_2, self.H = nn.LayerNorm(C), nn.LayerNorm(C), H
+        self.attn = nn.ModuleDict({"c_attn": nn.Linear(C, 3 * C), "c_proj": nn.Linear(C, C)})
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(C, 4 * C), "c_proj": nn.Linear(4 * C, C)})
 
     def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))
+        B, T, C = x.shape
+        qkv = self.attn.c_attn(self.ln_1(x)).split(C, dim=2)
+        q, k, v = (z.view(B, T, self.H, -1).transpose(1, 2) for z in qkv)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attn.c_proj(y.transpose(1, 2).reshape(B, T, C))
+        return x + self.mlp.c_proj(F.gelu(self.mlp.c_fc(self.ln_2(x)), approximate="tanh"))
 
 
 class Transformer(nn.Module):
@@ -49,27 +31,27 @@ class Transformer(nn.Module):
         self.h = nn.ModuleList(Block(n_embd, n_head) for _ in range(n_layer))
         self.ln_f = nn.LayerNorm(n_embd)
 
-    def forward(self, ids):
+    def forward(self, ids, last=False):
         x = self.wte(ids) + self.wpe.weight[: ids.shape[1]]
         for block in self.h:
             x = block(x)
-        return self.ln_f(x) @ self.wte.weight.T
+        x = self.ln_f(x)
+        return (x[:, -1] if last else x) @ self.wte.weight.T
 
 
-def load(model, path):
-    """Weights under transformers' names; nn.Linear keeps its matrices transposed."""
-    arrays = np.load(path)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            a = torch.from_numpy(arrays[f"transformer.{name}"])
-            p.copy_(a.T if name.endswith(("attn.weight", "proj.weight", "fc.weight")) else a)
+@torch.no_grad()
+def build(shape):
+    """nn.Linear keeps its matrices transposed."""
+    model = Transformer(**shape)
+    for name, p in model.named_parameters():
+        turned = name.endswith(("attn.weight", "proj.weight", "fc.weight"))
+        a = competitor.array(f"transformer.{name}", p.shape[::-1] if turned else p.shape)
+        p.copy_(torch.from_numpy(a.T if turned else a))
+    return model
 
 
-def main():
-    imported = peak_mb()
-    torch.manual_seed(0)
-    model = Transformer(**SHAPE)
-    load(model, sys.argv[1])
+def train(shape, batch):
+    model = build(shape)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
@@ -84,8 +66,39 @@ def main():
         optimizer.zero_grad(set_to_none=True)
         return loss.item()
 
-    serve(step, imported)
+    competitor.train(step, shape, batch)
 
 
-if __name__ == "__main__":
-    main()
+def uncached(shape, prompt):
+    """nanoGPT, model.py: every token reads the last block_size tokens anew."""
+    model = build(shape)
+
+    @torch.no_grad()
+    def write(ids, tokens, greedy):
+        ids = torch.from_numpy(ids)
+        for _ in range(tokens):
+            p = F.softmax(model(ids[:, -shape["block_size"] :], last=True), dim=-1)
+            chosen = p.argmax(-1, keepdim=True) if greedy else torch.multinomial(p, 1)
+            ids = torch.cat((ids, chosen), dim=1)
+        return ids[:, -tokens:]
+
+    competitor.sample(write, shape, prompt)
+
+
+def cached(shape, prompt):
+    """GPT2LMHeadModel.generate"""
+    from transformers import GPT2Config, GPT2LMHeadModel  # training does without its memory
+
+    shape["n_positions"] = shape.pop("block_size")
+    model = GPT2LMHeadModel(GPT2Config(**shape, bos_token_id=None, eos_token_id=None)).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            p.copy_(torch.from_numpy(competitor.array(name, p.shape)))
+
+    def write(ids, tokens, greedy):
+        ids = torch.from_numpy(ids)
+        how = {"do_sample": False} if greedy else {"do_sample": True, "top_k": 0}
+        how |= {"attention_mask": torch.ones_like(ids), "max_new_tokens": tokens}
+        return model.generate(ids, pad_token_id=0, **how)[:, -tokens:]
+
+    competitor.sample(write, shape, prompt)

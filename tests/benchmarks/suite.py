@@ -1,0 +1,98 @@
+"""The benchmarks by name; each is a function of the number of rounds that returns its figures."""
+
+import subprocess
+import sys
+import time
+from functools import partial
+from statistics import median
+
+from tests.benchmarks import measure
+from tests.benchmarks.measure import in_turns, ratio, running, spread
+
+SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
+LARGE = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
+GPT2 = {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
+TORCH, FLOOR, HUGGING_FACE = "PyTorch eager", "matrix products alone", "Hugging Face"
+
+
+def training(kinds, shape, batch, steps, rounds):
+    """Training steps, `steps` in a turn; every loss is compared with PyTorch's."""
+    work = {"shape": shape, "batch": batch}
+    how = {"definitions": {"definitions": True}, "workers": {"workers": measure.cores()}}
+    commands = {f"minigpt, {k}": ("mini_gpt", "train", work | how.get(k, {})) for k in kinds}
+    commands |= {TORCH: ("torch_gpt", "train", work), FLOOR: ("products", "train", work)}
+    with running(commands) as competitors:
+        ms, losses = in_turns(competitors, rounds, steps)
+    rows = {n: {"ms": spread(sum(ms[n], [])), "ratio": ratio(ms[n], ms[TORCH])} for n in commands}
+    for name, row in rows.items():
+        row["tokens_per_s"] = 1000 * batch * shape["block_size"] / row["ms"][0]
+        row["mb"] = None if name == FLOOR else measure.peak_mb(commands[name], 2 * steps)
+    theirs, others = sum(losses[TORCH], []), (sum(losses[n], []) for n in rows if n != FLOOR)
+    apart = max(abs(a - b) for ours in others for a, b in zip(ours, theirs, strict=True))
+    return {"rows": rows, "steps": len(theirs), "loss_difference": apart}
+
+
+def sampling(rounds):
+    """500 tokens in a context of 64 and of 512; then 128 tokens of more and more texts at once."""
+    short, long = ({"shape": SMALL | {"block_size": T}, "prompt": 1} for T in (64, 512))
+    mine, theirs = "minigpt, T 512", f"{HUGGING_FACE}, T 512"
+    commands = {
+        "minigpt, T 64": ("mini_gpt", "sample", short),
+        "nanoGPT, T 64": ("torch_gpt", "uncached", short),
+        mine: ("mini_gpt", "sample", long),
+        "nanoGPT, T 512": ("torch_gpt", "uncached", long),
+        theirs: ("torch_gpt", "cached", long),
+    }
+    with running(commands) as competitors:
+        result, batches = writing(competitors, 500, rounds, mine, theirs), []
+        for B in (1, 2, 4, 8, 16, 32, 64):
+            two = {name: competitors[name] for name in (mine, theirs)}
+            ms, _ = in_turns(two, rounds, B, 128, False)
+            batches.append([B, *(median(sum(turns, [])) / 128 for turns in ms.values())])
+    return result | {"batches": batches}
+
+
+def gpt2(rounds):
+    """64 tokens after 32 in the shape of GPT-2 124M."""
+    work = {"shape": GPT2, "prompt": 32}
+    mine, theirs = ("mini_gpt", "sample", work), ("torch_gpt", "cached", work)
+    with running({"minigpt": mine, HUGGING_FACE: theirs}) as competitors:
+        return writing(competitors, 64, rounds, *competitors)
+
+
+def writing(competitors, tokens, rounds, mine, theirs):
+    """tokens/s of one text, and the ratio to the fastest that is not minigpt; how many of the first
+    greedy ids of the two that are named agree."""
+    ms, _ = in_turns(competitors, rounds, 1, tokens, False)
+    others = [name for name in competitors if not name.startswith("minigpt")]
+    best = min(others, key=lambda name: median(sum(ms[name], [])))
+    rows = {}
+    for name, turns in ms.items():
+        rates = [1000 * tokens / took for took in sum(turns, [])]
+        rows[name] = {"tokens_per_s": spread(rates), "ratio": ratio(ms[best], turns)}
+    greedy = [competitors[name].ask(1, tokens, True)[1][0] for name in (mine, theirs)]
+    agree = [*(a == b for a, b in zip(*greedy, strict=True)), False].index(False)
+    return {"rows": rows, "best": best, "tokens": tokens, "agree": agree}
+
+
+def imports(rounds):
+    """What an import adds to the start of Python, in s: the fastest of each."""
+
+    def start(code):
+        begin = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], cwd=measure.ROOT, check=True)
+        return time.perf_counter() - begin
+
+    codes = ("", "import minigpt", "import torch")
+    bare, ours, theirs = (min(start(code) for _ in range(rounds)) for code in codes)
+    return {"seconds": {"minigpt": ours - bare, "torch": theirs - bare}}
+
+
+BENCHMARKS = {  # name: function of the number of rounds, and their usual number
+    "gpt": (partial(training, ("definitions", "pairs", "workers"), SMALL, 12, 10), 12),
+    "large": (partial(training, ("workers",), LARGE, 16, 3), 10),
+    "long": (partial(training, ("pairs",), SMALL | {"block_size": 1024}, 1, 10), 6),
+    "sampling": (sampling, 7),
+    "gpt2": (gpt2, 5),
+    "import": (imports, 5),
+}

@@ -1,0 +1,85 @@
+"""results.json, and the Markdown made from it, for the terminal and for README.md."""
+
+import json
+import re
+from pathlib import Path
+
+from tests.benchmarks.suite import FLOOR, HUGGING_FACE, TORCH
+
+RESULTS = Path(__file__).with_name("results.json")
+BLOCK = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- /benchmark -->)", re.S)
+
+
+def load():
+    """{name: result}, empty before the first run."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def save(name, result):
+    """Replace one result of the file, all numbers rounded to four digits."""
+    results = json.dumps(load() | {name: result})
+    results = json.loads(results, parse_float=lambda digits: float(f"{float(digits):.4g}"))
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+
+
+def fill(text, results):
+    """The text with what stands between each pair of markers made anew from the results."""
+    return BLOCK.sub(lambda m: f"{m[1]}{render(m[2], results[m[2]])}\n{m[3]}", text)
+
+
+def render(name, result):
+    """The tables of a result, what else it says, and what it was measured with."""
+    *parts, said = KINDS.get(name, training)(result)
+    form = "{cpu}, {cores} cores, Python {python}, NumPy {numpy}, PyTorch {torch}"
+    on = f"{form}, transformers {{transformers}}.".format(**result["machine"])
+    return "\n\n".join([*parts, f"{said}\n{on}".lstrip()])
+
+
+def table(head, *rows):
+    """Rows of strings as Markdown; all but the first column stand on the right."""
+    rows = head, ["---", *["--:"] * (len(head) - 1)], *rows
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def ranged(three, form):
+    """[median, 10 %, 90 %] -> "median (10 % to 90 %)" """
+    return "{:{form}} ({:{form}} to {:{form}})".format(*three, form=form)
+
+
+def training(result):
+    floor, theirs, lines = result["rows"][FLOOR], result["rows"][TORCH], []
+    for name, row in result["rows"].items():
+        line = [name, ranged(row["ms"], ".1f"), f"{row['tokens_per_s']:,.0f}"]
+        line += [ranged(row["ratio"], ".2f"), f"{floor['ms'][0] / row['ms'][0]:.0%}"]
+        memory = [f"{row['mb']:.0f}", f"{row['mb'] / theirs['mb']:.2f}"] if row["mb"] else "--"
+        lines.append([*line, *memory])
+    head = ["", "ms a step (10 to 90 %)", "tokens/s", "time / PyTorch's (10 to 90 %)"]
+    yield table([*head, "of the floor", "memory, MB", "/ PyTorch's"], *lines)
+    yield f"In {result['steps']} steps losses differ by at most {result['loss_difference']:.0e}."
+
+
+def sampling(result):
+    lines = []
+    for name, row in result["rows"].items():
+        form = ",.0f" if row["tokens_per_s"][0] > 100 else ".1f"
+        lines.append([name, ranged(row["tokens_per_s"], form), ranged(row["ratio"], ".2f")])
+    yield table(["", "tokens/s (10 to 90 %)", f"/ {result['best']} (10 to 90 %)"], *lines)
+    if "batches" in result:
+        lines = []
+        for B, *two in result["batches"]:
+            cells = (cell for ms in two for cell in (f"{ms:.2f}", f"{1000 * B / ms:,.0f}"))
+            lines.append([str(B), *cells, f"{two[1] / two[0]:.2f}"])
+        names, units = ("minigpt", HUGGING_FACE), ("ms a token", "tokens/s")
+        head = (f"{name}, {unit}" for name in names for unit in units)
+        yield table(["texts at once", *head, "ratio of tokens/s"], *lines)
+    same = f"the first {result['agree']} are {HUGGING_FACE}'s"
+    yield f"Of {result['tokens']} greedy tokens, {same}."
+
+
+def imports(result):
+    lines = [[f"`import {name}`", f"{s:.2f}"] for name, s in result["seconds"].items()]
+    yield table(["", "s"], *lines)
+    yield ""
+
+
+KINDS = {"sampling": sampling, "gpt2": sampling, "import": imports}  # the others train
