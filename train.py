@@ -196,10 +196,11 @@ def workers(config, model):
         if config.workers > 1 and not on_cpu:
             raise ValueError(f"--workers: expected 1 on a GPU, got {config.workers}; leave it out")
         return config.workers
-    windows = config.batch_size // config.accumulate
-    tokens = config.batch_size * config.block_size
-    pays = tokens * config.steps * model.flops_per_token() > 1e12  # 10 s of a core
-    return min(parallel.physical_cores(), windows, max(1, tokens // 256)) if on_cpu and pays else 1
+    windows, tokens = config.batch_size // config.accumulate, config.batch_size * config.block_size
+    work = tokens * model.flops_per_token()
+    # Ranks wait for each other 1 ms a step, each updates all weights; they take a second to start.
+    pays = on_cpu and work > 5e8 and work * config.steps > 1e12
+    return min(parallel.physical_cores(), windows, max(1, tokens // 128)) if pays else 1
 
 
 def work(ranks, config, model, rng, tokenizer, train, windows, to_beat, out, about, saved):

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minigpt.engine.autograd import no_grad
+from minigpt.engine.autograd import arrays
 from minigpt.engine.device import module_of, to_numpy
 
 
@@ -62,11 +62,11 @@ def generate(model, prompts, tokens, rng, **how):
 
 
 def _read(model, ids, mask, state, xp):
-    """Read ids into the state -> logits (B, V); no_grad here does not reach generate's caller."""
+    """Read ids into the state -> logits (B, V); the mode here does not reach generate's caller."""
     mask = None if mask is None else xp.asarray(mask[:, -ids.shape[1] :])
-    with no_grad():
+    with arrays():
         logits, _ = model(xp.asarray(ids), mask=mask, state=state)
-        return to_numpy(logits.data[:, -1])
+        return to_numpy(logits[:, -1])
 
 
 def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):

@@ -157,9 +157,10 @@ def test_two_workers_train_as_one_does_and_a_resumed_run_may_change_their_number
 @pytest.mark.parametrize(
     "words, cores, expected",
     [
-        ("", 8, 4),  # 1,024 tokens: each rank gets 256
+        ("", 16, 8),  # 1,024 tokens: each rank gets 128
         ("", 2, 2),
         ("--batch-size 2 --block-size 1024", 8, 2),
+        ("--n-layer 1 --n-embd 32", 8, 1),  # a step of 2 ms would wait 1 ms
         ("--accumulate 16", 8, 1),  # one window at a time
         ("--steps 20", 8, 1),  # over before the others have started
         ("--workers 3", 8, 3),

@@ -1,13 +1,16 @@
 """Sampling: what is drawn, what the model reads for it, and how text comes out."""
 
+import contextlib
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from minigpt import Tensor, generate, no_grad
 from minigpt.datasets.tokenizers import CharTokenizer
+from minigpt.engine.autograd import arrays, plain
 from minigpt.generate import choose, stream
 from minigpt.nn.gpt import GPT, GPTConfig
 
@@ -144,7 +147,35 @@ def test_an_empty_prompt_is_refused():
             written(model, prompts, 1)
 
 
-def test_no_grad_does_not_reach_the_caller_between_two_tokens():
+@pytest.mark.parametrize("mode", [contextlib.nullcontext, plain])
+def test_a_model_of_arrays_computes_what_a_model_of_tensors_does(mode):
+    model, ids = wild(), np.array([ids_of(8), ids_of(8, seed=1)])
+    with mode():
+        expected = model(ids)
+        with arrays():
+            logits, again = model(ids), model(ids, state=model.new_state(2))[0]
+    assert isinstance(expected, Tensor) and type(logits) is type(again) is np.ndarray
+    for got in (logits, again):
+        np.testing.assert_allclose(got, expected.data, rtol=1e-10, atol=1e-10)
+
+
+def test_a_token_allocates_next_to_nothing_however_long_the_text():
+    model = GPT(GPTConfig(65, 2048, 2, 4, 64), np.random.default_rng(0)).eval()
+    tokens = generate.generate(model, [np.zeros(3, np.int32)], 2000, np.random.default_rng(0))
+    peaks = {}
+    tracemalloc.start()
+    for position in range(1990):
+        tracemalloc.reset_peak()
+        before = tracemalloc.get_traced_memory()[0]
+        next(tokens)
+        peaks[position] = tracemalloc.get_traced_memory()[1] - before
+    tracemalloc.stop()
+    state = 2 * 2 * 2048 * 64 * 4  # bytes of keys and values, 2 MB, allocated once
+    assert peaks[0] > state and peaks[1900] < state / 20
+    assert peaks[1900] - peaks[100] < 1800 * 5 * 4 * 4  # the scores of 4 heads, a few times
+
+
+def test_the_mode_does_not_reach_the_caller_between_two_tokens():
     x = Tensor([1.0], requires_grad=True)
     tokens = generate.generate(wild(), [ids_of(3)], 3, np.random.default_rng(0))
     for _ in tokens:

@@ -21,7 +21,7 @@ _order = itertools.count()
 
 
 class _Mode(threading.local):
-    grad, fast = True, True  # record history? use the fast pairs?
+    grad, fast, bare = True, True, False  # record history? use the fast pairs? return arrays?
 
 
 mode = _Mode()
@@ -40,6 +40,11 @@ def _set(name, value):
 def no_grad():
     """Within `with no_grad():` ops record no history: for validation and sampling."""
     return _set("grad", False)
+
+
+def arrays():
+    """Within `with arrays():` ops return arrays: no Tensor is made, a fifth of a sampled token."""
+    return _set("bare", True)
 
 
 def plain():
@@ -158,6 +163,8 @@ def record(y, inputs, backward, name=None):
     `backward(dy)` (one argument per output, None if that output was not used) returns one gradient
     per input, or None; it must not write to dy. Gradients may have the broadcast shape.
     """
+    if mode.bare:
+        return y
     several = isinstance(y, (list, tuple))
     outputs = tuple(map(Tensor, y)) if several else (Tensor(y),)
     traced = [isinstance(x, Tensor) and x.requires_grad for x in inputs] if mode.grad else ()

@@ -8,7 +8,7 @@ the same values come out, only later.
 from functools import wraps
 from inspect import signature
 
-from minigpt.engine.autograd import mode, raw, record
+from minigpt.engine.autograd import Tensor, mode, raw, record
 from minigpt.engine.device import module_of, uniform
 from minigpt.engine.ops import exp, log, matmul, max, mean, reshape, sqrt, sum, tanh, where
 
@@ -27,11 +27,14 @@ def fused(definition):
             bound = parameters.bind(*args, **options)
             bound.apply_defaults()
             args = bound.args
-        pairs = PAIRS.get(module_of(raw(args[0])).__name__) if mode.fast else None
+        bare = [x.data if isinstance(x, Tensor) else x for x in args]
+        pairs = PAIRS.get(module_of(bare[0]).__name__) if mode.fast else None
         forward = getattr(pairs, forward_name, None)
         if forward is None:
             return definition(*args)
-        y, saved = forward(*(raw(x) for x in args))
+        y, saved = forward(*bare)
+        if mode.bare:
+            return y
         backward, rest = getattr(pairs, backward_name), (None,) * len(args)
         return record(y, args, lambda dy: (*backward(dy, saved), *rest)[: len(rest)], name)
 
@@ -54,14 +57,14 @@ def embedding(w, ids):
 @fused
 def softmax(x, axis=-1):
     """y = e^x / sum e^x along axis.  Source: Goodfellow et al. 2016, section 6.2.2.3"""
-    y = exp(x - max(x.detach(), axis, keepdims=True))  # the shift cancels; e^x cannot overflow
+    y = exp(x - max(raw(x), axis, keepdims=True))  # the shift cancels; e^x cannot overflow
     return y / sum(y, axis, keepdims=True)
 
 
 @fused
 def log_softmax(x, axis=-1):
     """y = ln softmax(x) along axis, safe where the softmax itself would round to 0"""
-    x = x - max(x.detach(), axis, keepdims=True)
+    x = x - max(raw(x), axis, keepdims=True)
     return x - log(sum(exp(x), axis, keepdims=True))
 
 
@@ -75,7 +78,7 @@ def cross_entropy(z, targets, count=None):
     """
     if targets.shape != z.shape[:-1]:
         raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
-    xp, targets = module_of(z.data), targets.reshape(-1)
+    xp, targets = module_of(raw(z)), targets.reshape(-1)
     scored = targets != IGNORED
     logp = log_softmax(reshape(z, (targets.size, z.shape[-1])))
     hit = logp[xp.arange(targets.size), xp.where(scored, targets, 0)]
@@ -104,7 +107,7 @@ def dropout(x, p, seed):
 
     Source: Srivastava et al. 2014, section 10, scaled during training as is usual now.
     """
-    keep = uniform(module_of(x.data), x.shape, seed) >= p
+    keep = uniform(module_of(raw(x)), x.shape, seed) >= p
     return x * (keep.astype(x.dtype) * (1 / (1 - p)))
 
 
@@ -117,7 +120,7 @@ def attention(q, k, v, mask=None, window=None, causal=True):
     A query that sees nothing gets zeros.
     Source: Vaswani et al. 2017, section 3.2.1; window: Brown et al. 2020, section 2.1.
     """
-    xp, T, S = module_of(q.data), q.shape[2], k.shape[2]
+    xp, T, S = module_of(raw(q)), q.shape[2], k.shape[2]
     query, key = xp.arange(S - T, S)[:, None], xp.arange(S)
     seen = key <= query if causal else xp.ones((T, S), bool)
     if window is not None:

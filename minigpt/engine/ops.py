@@ -175,13 +175,14 @@ def stack(xs, axis=0):
 
 def split(x, parts, axis=0):
     """x cut along axis into equal parts (an int), or before given indices (a list) -> a tuple"""
-    xp, dtype, n = module_of(x.data), x.dtype, x.shape[axis]
+    a = raw(x)
+    xp, dtype, n = module_of(a), a.dtype, a.shape[axis]
     if isinstance(parts, int):
         if n % parts:
             raise ValueError(f"split: expected a size that {parts} divides, got {n}")
         parts = range(n // parts, n, n // parts)
-    cuts = [(slice(None),) * (axis % x.ndim) + (slice(*ends),) for ends in pairwise((0, *parts, n))]
-    ys = [x.data[cut] for cut in cuts]
+    cuts = [(slice(None),) * (axis % a.ndim) + (slice(*ends),) for ends in pairwise((0, *parts, n))]
+    ys = [a[cut] for cut in cuts]
     shapes = [y.shape for y in ys]
 
     def backward(*dys):  # parts that nobody used have no gradient

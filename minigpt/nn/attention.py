@@ -1,8 +1,9 @@
 """The attention mixer: every position gathers what it needs from the positions before it."""
 
-from minigpt.engine.autograd import Tensor
+from minigpt.engine.autograd import raw
 from minigpt.engine.device import module_of
 from minigpt.engine.functional import attention
+from minigpt.engine.ops import split
 from minigpt.nn.layers import Dropout, Linear
 from minigpt.nn.module import Module
 
@@ -23,7 +24,7 @@ class Attention(Module):
     def forward(self, x, mask=None, state=None):
         B, T, C = x.shape
         heads = (B, T, self.n_head, C // self.n_head)
-        q, k, v = (z.reshape(heads).transpose((0, 2, 1, 3)) for z in self.qkv(x).split(3, axis=-1))
+        q, k, v = (z.reshape(heads).transpose((0, 2, 1, 3)) for z in split(self.qkv(x), 3, -1))
         if state is not None:
             k, v, state = self.remember(k, v, state)
         y = attention(q, k, v, mask, self.window)
@@ -32,12 +33,12 @@ class Attention(Module):
 
     def remember(self, k, v, state):
         """Write k and v behind the n positions of the state -> all n + T of each, new state."""
-        if k.node is not None:
+        if getattr(k, "node", None) is not None:
             raise ValueError("attention: a state keeps no history; call the model within no_grad()")
         keys, values, n = state
         end = n + k.shape[2]
-        keys[:, :, n:end], values[:, :, n:end] = k.data, v.data
-        return Tensor(keys[:, :, :end]), Tensor(values[:, :, :end]), (keys, values, end)
+        keys[:, :, n:end], values[:, :, n:end] = raw(k), raw(v)
+        return keys[:, :, :end], values[:, :, :end], (keys, values, end)
 
     def new_state(self, B, block_size):
         """An empty state for B texts of up to block_size tokens."""
