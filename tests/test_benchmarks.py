@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from minigpt.nn.gpt import GPT, GPTConfig
+from tests.benchmarks import __main__ as command
 from tests.benchmarks import measure, suite, tables
 from tests.benchmarks.products import products
 
@@ -40,18 +41,55 @@ def test_a_training_result_becomes_a_table():
         suite.TORCH: {"ms": [50, 48, 60.04], "ratio": [1.0, 1.0, 1.0], "mb": 360.8},
         suite.FLOOR: {"ms": [20, 19, 21], "ratio": [0.4, 0.4, 0.4], "mb": None},
     }
-    for row in rows.values():
+    for name, row in rows.items():
+        row["lines"] = 214 if "pairs" in name else None
         row["tokens_per_s"] = 1000 * 768 / row["ms"][0]
     result = {"rows": rows, "steps": 130, "loss_difference": 7.4e-7, "machine": MACHINE}
     head, _, *body, empty, losses, machine = tables.render("gpt", result).splitlines()
-    assert head.count("|") == body[0].count("|") == 8 and not empty
-    assert body == [
-        "| minigpt, pairs | 40.0 (35.0 to 45.0) | 19,200 | 0.80 (0.70 to 0.90) | 50% | 90 | 0.25 |",
-        "| PyTorch eager | 50.0 (48.0 to 60.0) | 15,360 | 1.00 (1.00 to 1.00) | 40% | 361 | 1.00 |",
-        "| matrix products alone | 20.0 (19.0 to 21.0) | 38,400 | 0.40 (0.40 to 0.40) | 100% "
-        "| - | - |",
-    ]
+    assert head.count("|") == body[0].count("|") == 9 and not empty
+    assert body[0].startswith(
+        "| minigpt, pairs | 40.0 (35.0 to 45.0) | 19,200 | 0.80 (0.70 to 0.90)"
+    )
+    assert [row.split(" | ", 4)[4] for row in body] == [
+        "50% | 90 | 0.25 | 214 |", "40% | 361 | 1.00 |  |", "100% | - | - |  |"
+    ]  # fmt: skip
     assert losses == "In 130 steps losses differ by at most 7e-07." and machine == ON
+
+
+def test_a_result_of_the_pairs_says_how_much_longer_a_step_takes_without_each():
+    rows = {
+        "nothing": {"ms": [40, 35, 45], "ratio": [1.0, 1.0, 1.0]},
+        "gelu": {"ms": [50, 48, 60.04], "ratio": [1.25, 1.2, 1.3]},
+    }
+    lines = tables.render("pairs", {"rows": rows, "machine": MACHINE}).splitlines()
+    assert lines[2:4] == [
+        "| without nothing | 40.0 (35.0 to 45.0) | 0 (0 to 0) |",
+        "| without gelu | 50.0 (48.0 to 60.0) | 25 (20 to 30) |",
+    ]
+
+
+@pytest.mark.parametrize("words", [["gtp"], ["gpt", "--rounds", "1"]])
+def test_a_wrong_word_is_told(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tests.benchmarks", *words])
+    with pytest.raises(SystemExit) as caught:
+        command.main()
+    assert (
+        caught.value.code == 2
+        and ("got 'gtp'" if "gtp" in words else "2") in capsys.readouterr().err
+    )
+
+
+def test_all_are_run_by_default(monkeypatch, capsys):
+    run, saved = [], []
+    fakes = {n: (lambda rounds, n=n: run.append((n, rounds)) or {}, 3) for n in "ab"}
+    monkeypatch.setattr(command, "BENCHMARKS", fakes)
+    monkeypatch.setattr(command, "machine", dict)
+    monkeypatch.setattr(command.tables, "save", lambda name, result: saved.append(name))
+    monkeypatch.setattr(command.tables, "load", lambda: {"a": 0, "b": 0})
+    monkeypatch.setattr(command.tables, "render", lambda name, result: "")
+    monkeypatch.setattr(sys, "argv", ["tests.benchmarks"])
+    command.main()
+    assert run == [("a", 3), ("b", 3)] and saved == ["a", "b"]
 
 
 def test_a_sampling_result_becomes_two_tables():

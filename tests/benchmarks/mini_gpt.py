@@ -7,7 +7,7 @@ from contextlib import nullcontext
 
 import numpy as np
 
-from minigpt.engine import device
+from minigpt.engine import device, fast_numpy
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
@@ -20,14 +20,17 @@ from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
 
 
 def build(shape):
-    device.select("cpu")
     model = GPT(GPTConfig(**shape), np.random.default_rng(0))
     for name, p in model.named_parameters().items():
         p.data[...] = competitor.array(hugging_face_name(name), p.shape)
     return model
 
 
-def train(shape, batch, workers=1, definitions=False):
+def train(shape, batch, workers=1, definitions=False, without=""):
+    """without: the name of a fast pair that is deleted, or "keep_pages", the tuned allocator"""
+    if without != "keep_pages":
+        device.keep_pages()
+        vars(fast_numpy).pop(f"{without}_forward", None)
     parallel.run(workers, work, shape, batch, definitions)
 
 
@@ -53,6 +56,7 @@ def work(ranks, shape, batch, definitions):
 
 
 def sample(shape, prompt):
+    device.keep_pages()
     model, rng = build(shape), np.random.default_rng(2)
 
     def write(ids, tokens, greedy):

@@ -12,6 +12,11 @@ from tests.benchmarks.measure import in_turns, ratio, running, spread
 SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 LARGE = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 GPT2 = {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
+RUNGS = {  # what each way to train adds to the code
+    "minigpt, definitions": "minigpt/engine/functional.py",
+    "minigpt, pairs": "minigpt/engine/fast_numpy.py",
+    "minigpt, workers": "minigpt/training/parallel.py",
+}
 TORCH, FLOOR, HUGGING_FACE = "PyTorch eager", "matrix products alone", "Hugging Face"
 
 
@@ -26,10 +31,31 @@ def training(kinds, shape, batch, steps, rounds):
     rows = {n: {"ms": spread(sum(ms[n], [])), "ratio": ratio(ms[n], ms[TORCH])} for n in commands}
     for name, row in rows.items():
         row["tokens_per_s"] = 1000 * batch * shape["block_size"] / row["ms"][0]
+        row["lines"] = RUNGS.get(name) and len(
+            (measure.ROOT / RUNGS[name]).read_text().splitlines()
+        )
         row["mb"] = None if name == FLOOR else measure.peak_mb(commands[name], 2 * steps)
     theirs, others = sum(losses[TORCH], []), (sum(losses[n], []) for n in rows if n != FLOOR)
     apart = max(abs(a - b) for ours in others for a, b in zip(ours, theirs, strict=True))
     return {"rows": rows, "steps": len(theirs), "loss_difference": apart}
+
+
+def pairs(rounds):
+    """The step of gpt without each of its fast pairs, and how much longer it takes; cross-entropy
+    also for the vocabulary of a Chinese text."""
+    work, chinese = ({"shape": SMALL | {"vocab_size": V}, "batch": 12} for V in (65, 4000))
+    left_out = ["linear", "layer_norm", "gelu", "attention", "cross_entropy", "keep_pages"]
+    rows = {}
+    for options, names in ((work, left_out), (chinese, ["cross_entropy"])):
+        commands = {n: ("mini_gpt", "train", options | {"without": n}) for n in ("", *names)}
+        with running(commands) as competitors:
+            ms, _ = in_turns(competitors, rounds, 10)
+        end = f", V {options['shape']['vocab_size']:,}" if rows else ""
+        for name, turns in ms.items():
+            rows[f"{name or 'nothing'}{end}"] = {
+                "ms": spread(sum(turns, [])), "ratio": ratio(turns, ms[""])
+            }  # fmt: skip
+    return {"rows": rows}
 
 
 def sampling(rounds):
@@ -92,6 +118,7 @@ BENCHMARKS = {  # name: function of the number of rounds, and their usual number
     "gpt": (partial(training, ("definitions", "pairs", "workers"), SMALL, 12, 10), 12),
     "large": (partial(training, ("workers",), LARGE, 16, 3), 10),
     "long": (partial(training, ("pairs",), SMALL | {"block_size": 1024}, 1, 10), 6),
+    "pairs": (pairs, 12),
     "sampling": (sampling, 7),
     "gpt2": (gpt2, 5),
     "import": (imports, 5),

@@ -52,10 +52,19 @@ def training(result):
         line = [name, ranged(row["ms"], ".1f"), f"{row['tokens_per_s']:,.0f}"]
         line += [ranged(row["ratio"], ".2f"), f"{floor['ms'][0] / row['ms'][0]:.0%}"]
         memory = [f"{row['mb']:.0f}", f"{row['mb'] / theirs['mb']:.2f}"] if row["mb"] else "--"
-        lines.append([*line, *memory])
+        lines.append([*line, *memory, str(row["lines"] or "")])
     head = ["", "ms a step (10 to 90 %)", "tokens/s", "time / PyTorch's (10 to 90 %)"]
-    yield table([*head, "of the floor", "memory, MB", "/ PyTorch's"], *lines)
+    yield table([*head, "of the floor", "memory, MB", "/ PyTorch's", "lines"], *lines)
     yield f"In {result['steps']} steps losses differ by at most {result['loss_difference']:.0e}."
+
+
+def pairs(result):
+    lines = []
+    for name, row in result["rows"].items():
+        longer = ranged([100 * (r - 1) for r in row["ratio"]], ".0f")
+        lines.append([f"without {name}", ranged(row["ms"], ".1f"), longer])
+    yield table(["", "ms a step (10 to 90 %)", "longer, % (10 to 90 %)"], *lines)
+    yield ""
 
 
 def sampling(result):
@@ -82,4 +91,9 @@ def imports(result):
     yield ""
 
 
-KINDS = {"sampling": sampling, "gpt2": sampling, "import": imports}  # the others train
+KINDS = {
+    "pairs": pairs,
+    "sampling": sampling,
+    "gpt2": sampling,
+    "import": imports,
+}  # the others train
