@@ -157,16 +157,16 @@ def attention_forward(q, k, v, mask=None, window=None, causal=True):
             y_i = np.matmul(p.swapaxes(2, 3), v[b, :, low:high], out=y[b, :, i:end])
             y_i /= total.swapaxes(2, 3)
             np.add(np.log(total), top, out=lse[b, :, :, i:end])
-    return y, (q, qt, k, v, y, lse, mask, window, causal)
+    return y, (q, k, v, y, lse, mask, window, causal)
 
 
 def attention_backward(dy, saved):
     """ds = p (v dy^T - sum_d dy y) with p = e^(s - lse); dq = ds^T k, dk = ds q, dv = p dy.
 
     Tile by tile of keys, whose gradients are then written once."""
-    q, qt, k, v, y, lse, mask, window, causal = saved
+    q, k, v, y, lse, mask, window, causal = saved
     (B, H, T, D), past = q.shape, k.shape[2] - q.shape[2]
-    dyt, dot = _flipped(dy, 1.0), np.vecdot(dy, y)[:, :, None]
+    qt, dyt, dot = _flipped(q, D**-0.5), _flipped(dy, 1.0), np.vecdot(dy, y)[:, :, None]
     dq, dk, dv = (_joinable(x) for x in (q, k, v))
     dq[...] = 0
     for j in range(0, past + T, _TILE):

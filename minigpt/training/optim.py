@@ -41,10 +41,11 @@ class AdamW:
         """Update the weights; number counts steps from 1."""
         w, g, m, v = self.flat.data, self.flat.grad, self.moments["m"], self.moments["v"]
         b1, b2 = self.betas
+        g *= 1 - b1
         m *= b1
-        m += g * (1 - b1)
+        m += g
         g *= g
-        g *= 1 - b2
+        g *= (1 - b2) / (1 - b1) ** 2
         v *= b2
         v += g
         xp = module_of(g)
