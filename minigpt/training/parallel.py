@@ -136,6 +136,7 @@ def run(size, program, *args):
         for child in children:
             child.join(1)
             child.kill()  # in the middle of a long step
+            child.join()
 
 
 def _rank(rank, size, pipe):

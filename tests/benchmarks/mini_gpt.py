@@ -26,11 +26,15 @@ def build(shape):
     return model
 
 
-def train(shape, batch, workers=1, definitions=False, without=""):
-    """without: the name of a fast pair that is deleted, or "keep_pages", the tuned allocator"""
-    if without != "keep_pages":
+def do_without(name):
+    """Delete a fast pair, or do without "keep_pages", the tuned allocator."""
+    if name != "keep_pages":
         device.keep_pages()
-        vars(fast_numpy).pop(f"{without}_forward", None)
+        vars(fast_numpy).pop(f"{name}_forward", None)
+
+
+def train(shape, batch, workers=1, definitions=False, without=""):
+    do_without(without)
     parallel.run(workers, work, shape, batch, definitions)
 
 
@@ -55,8 +59,8 @@ def work(ranks, shape, batch, definitions):
         competitor.train(step, shape, batch, lines, io.StringIO() if ranks.rank else sys.stdout)
 
 
-def sample(shape, prompt):
-    device.keep_pages()
+def sample(shape, prompt, without=""):
+    do_without(without)
     model, rng = build(shape), np.random.default_rng(2)
 
     def write(ids, tokens, greedy):

@@ -42,19 +42,24 @@ def training(kinds, shape, batch, steps, rounds):
 
 def pairs(rounds):
     """The step of gpt without each of its fast pairs, and how much longer it takes; cross-entropy
-    also for the vocabulary of a Chinese text."""
-    work, chinese = ({"shape": SMALL | {"vocab_size": V}, "batch": 12} for V in (65, 4000))
-    left_out = ["linear", "layer_norm", "gelu", "attention", "cross_entropy", "keep_pages"]
+    also for the vocabulary of a Chinese text, and a sampled token without those that it uses."""
+    pairs, step = ["linear", "layer_norm", "gelu", "attention"], {"shape": SMALL, "batch": 12}
+    chinese = step | {"shape": SMALL | {"vocab_size": 4000}}
+    text = {"shape": SMALL | {"block_size": 512}, "prompt": 1}
     rows = {}
-    for options, names in ((work, left_out), (chinese, ["cross_entropy"])):
-        commands = {n: ("mini_gpt", "train", options | {"without": n}) for n in ("", *names)}
+    for title, task, options, left_out, arguments, units in (
+        ("a step", "train", step, [*pairs, "cross_entropy", "keep_pages"], [10], 1),
+        ("a step, V 4,000", "train", chinese, ["cross_entropy"], [10], 1),
+        ("a sampled token", "sample", text, pairs, [1, 200, False], 200),
+    ):
+        commands = {n: ("mini_gpt", task, options | {"without": n}) for n in ("", *left_out)}
         with running(commands) as competitors:
-            ms, _ = in_turns(competitors, rounds, 10)
-        end = f", V {options['shape']['vocab_size']:,}" if rows else ""
+            ms, _ = in_turns(competitors, rounds, *arguments)
         for name, turns in ms.items():
-            rows[f"{name or 'nothing'}{end}"] = {
-                "ms": spread(sum(turns, [])), "ratio": ratio(turns, ms[""])
-            }  # fmt: skip
+            row = {"ms": spread([took / units for took in sum(turns, [])])}
+            rows[f"{title} without {name}" if name else title] = row | {
+                "ratio": ratio(turns, ms[""])
+            }
     return {"rows": rows}
 
 

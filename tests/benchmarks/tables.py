@@ -62,8 +62,8 @@ def pairs(result):
     lines = []
     for name, row in result["rows"].items():
         longer = ranged([100 * (r - 1) for r in row["ratio"]], ".0f")
-        lines.append([f"without {name}", ranged(row["ms"], ".1f"), longer])
-    yield table(["", "ms a step (10 to 90 %)", "longer, % (10 to 90 %)"], *lines)
+        lines.append([name, ranged(row["ms"], ".3g"), longer])
+    yield table(["", "ms (10 to 90 %)", "longer, % (10 to 90 %)"], *lines)
     yield ""
 
 
