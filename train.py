@@ -52,6 +52,9 @@ def main(words=None):
     try:
         config, out, saved = configure(given.pop("resume"), given.pop("overwrite"), given)
         library, found = device.select(config.device)
+        most = 4 * parallel.physical_cores() if library is np else 1
+        if (asked := given.get("workers", 1)) > most:
+            raise ValueError(f"--workers: expected at most {most} here, got {asked}; leave it out")
         tokenizer, crc, train, validation, to_beat = preprocess(config, saved)
         model, rng = build(config, tokenizer, library, found)
     except (ValueError, OSError, MemoryError) as error:
@@ -191,15 +194,14 @@ def reporter(config, tokenizer, to_beat):
 
 def workers(config, model):
     """How many processes share a batch: as many as asked, or one per core if that pays."""
-    on_cpu = device.module_of(model.embedding.weight.data) is np
+    if device.module_of(model.embedding.weight.data) is not np:
+        return 1  # a GPU is one device
     if config.workers:
-        if config.workers > 1 and not on_cpu:
-            raise ValueError(f"--workers: expected 1 on a GPU, got {config.workers}; leave it out")
         return config.workers
     windows, tokens = config.batch_size // config.accumulate, config.batch_size * config.block_size
     work = tokens * model.flops_per_token()
     # Ranks wait for each other 1 ms a step, each updates all weights; they take a second to start.
-    pays = on_cpu and work > 5e8 and work * config.steps > 1e12
+    pays = work > 5e8 and work * config.steps > 1e12
     return min(parallel.physical_cores(), windows, max(1, tokens // 128)) if pays else 1
 
 
@@ -225,12 +227,12 @@ def fit(trainer, saved):
         prepare(trainer)
     if saved:
         trainer.restore(*saved)
+    crew = f", {c.workers} workers" if c.workers > 1 else ""
     if first and saved:
         if saved[1]["numpy"] != np.__version__:
             say("", f"begun with NumPy {saved[1]['numpy']}: last digits may differ from there on")
-        say("4 train", f"continues after step {trainer.step} of {c.steps}")
+        say("4 train", f"continues after step {trainer.step} of {c.steps}{crew}")
     elif first:
-        crew = f", {c.workers} workers" if c.workers > 1 else ""
         say("4 train", f"{c.steps} steps of {c.batch_size} x {c.block_size} tokens{crew}")
         trainer.on_evaluate(trainer)
     trainer.run()

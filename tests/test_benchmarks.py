@@ -68,15 +68,21 @@ def test_a_result_of_the_pairs_says_how_much_longer_a_step_takes_without_each():
     ]
 
 
-@pytest.mark.parametrize("words", [["gtp"], ["gpt", "--rounds", "1"]])
-def test_a_wrong_word_is_told(words, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "words, there, told",
+    [
+        (["gtp"], True, "got 'gtp'"),
+        (["gpt", "--rounds", "1"], True, "at least 2"),
+        (["gpt", "--rounds", "0"], True, "at least 2"),
+        ([], False, "needs PyTorch"),
+    ],
+)
+def test_a_mistake_is_told(words, there, told, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tests.benchmarks", *words])
+    monkeypatch.setattr(command, "find_spec", lambda name: there)
     with pytest.raises(SystemExit) as caught:
         command.main()
-    assert (
-        caught.value.code == 2
-        and ("got 'gtp'" if "gtp" in words else "2") in capsys.readouterr().err
-    )
+    assert caught.value.code == 2 and told in capsys.readouterr().err
 
 
 def test_all_are_run_by_default(monkeypatch, capsys):
@@ -84,6 +90,7 @@ def test_all_are_run_by_default(monkeypatch, capsys):
     fakes = {n: (lambda rounds, n=n: run.append((n, rounds)) or {}, 3) for n in "ab"}
     monkeypatch.setattr(command, "BENCHMARKS", fakes)
     monkeypatch.setattr(command, "machine", dict)
+    monkeypatch.setattr(command, "find_spec", lambda name: True)
     monkeypatch.setattr(command.tables, "save", lambda name, result: saved.append(name))
     monkeypatch.setattr(command.tables, "load", lambda: {"a": 0, "b": 0})
     monkeypatch.setattr(command.tables, "render", lambda name, result: "")

@@ -364,8 +364,9 @@ def mess(folder, trained):
 
 
 TRAINING = [
-    ("--workers 5 --batch-size 4", "at most one per window, 4 of which are computed at a time"),
-    ("--workers 3 --batch-size 4 --accumulate 2", "at most one per window, 2 of which"),
+    ("--workers 1000 --batch-size 1000", "--workers: expected at most"),
+    ("--workers 5 --batch-size 4", "at most 4, --batch-size / --accumulate"),
+    ("--workers 3 --batch-size 4 --accumulate 2", "at most 2, --batch-size / --accumulate"),
     ("--data missing.txt", "missing.txt: expected a text file, found nothing"),
     ("--data manul", "did you mean manual?"),
     ("--data empty.txt", "empty.txt: expected text, got an empty file"),

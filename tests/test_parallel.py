@@ -1,6 +1,7 @@
 """Several processes that train one model: they agree, they clean up, and none is left behind."""
 
 import errno
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -152,6 +153,44 @@ def test_a_rank_that_dies_or_fails_ends_the_run_with_one_line(how, said, capfd):
     assert message.startswith("workers: rank 1: ") and said in message and "\n" not in message
     assert not ranks_of(os.getpid())
     assert capfd.readouterr().err == ""
+
+
+def miss_the_memory(ranks):
+    if ranks.rank:
+        raise SystemExit(3)
+    ranks.zeros(100, np.float32)
+
+
+def test_a_rank_that_dies_while_memory_is_shared_leaves_no_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    before = set(Path("/dev/shm").glob("minigpt-*"))
+    with pytest.raises(ChildProcessError, match="has died"):
+        run(2, miss_the_memory)
+    assert set(Path("/dev/shm").glob("minigpt-*")) == before and not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="POSIX")
+def test_ctrl_c_while_ranks_start_comes_right_after():
+    reached = []
+    with pytest.raises(KeyboardInterrupt):
+        with parallel._ctrl_c_waits():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached.append(True)
+    assert reached
+
+
+def test_a_rank_that_cannot_start_is_told_and_the_others_end(monkeypatch):
+    start, started = multiprocessing.get_context("spawn").Process.start, []
+
+    def second_fails(process):
+        if started:
+            raise OSError(errno.EMFILE, "Too many open files")
+        started.append(start(process))
+
+    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", second_fails)
+    with pytest.raises(OSError, match="Too many open files"):
+        run(3, sums)
+    assert started and not multiprocessing.active_children()
 
 
 def raise_everywhere(ranks):

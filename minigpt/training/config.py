@@ -59,8 +59,8 @@ class Config:
             expected = f"a divisor of --batch-size {self.batch_size}"
             raise ValueError(f"--accumulate: expected {expected}, got {self.accumulate}")
         if (self.workers or 1) > (windows := self.batch_size // self.accumulate):
-            why = f"at most one per window, {windows} of which are computed at a time"
-            raise ValueError(f"--workers: expected {why}, got {self.workers}")
+            expected = f"at most {windows}, --batch-size / --accumulate"
+            raise ValueError(f"--workers: expected {expected}, got {self.workers}")
 
 
 def number(kind, *bounds):

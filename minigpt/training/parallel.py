@@ -13,7 +13,8 @@ import multiprocessing
 import os
 import signal
 import tempfile
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +71,16 @@ class Process(Alone):
     def zeros(self, n, dtype):
         """All ranks ask together, once; each gets its row of one matrix that all of them see."""
         row = bytes(n * np.dtype(dtype).itemsize)
-        path = self.all_gather(None if self.rank else scratch(row, self.size))[0]
-        with open(path, "r+b") as file:
-            memory = mmap.mmap(file.fileno(), 0)
-        self.barrier()  # all have opened it: the name may go, so that a crash leaves no file
-        if self.rank == 0:
-            with suppress(PermissionError):  # Windows keeps the names of open files
-                os.remove(path)
+        path = None if self.rank else scratch(row, self.size)
+        try:
+            shared = self.all_gather(path)[0]
+            with open(shared, "r+b") as file:
+                memory = mmap.mmap(file.fileno(), 0)
+            self.barrier()  # all have opened it: the name may go, so that a crash leaves no file
+        finally:
+            if path:
+                with suppress(PermissionError):  # Windows keeps the names of open files
+                    os.remove(path)
         self.rows = np.frombuffer(memory, dtype).reshape(self.size, n)
         return self.rows[self.rank]
 
@@ -115,22 +119,21 @@ def run(size, program, *args):
     if size == 1:
         return program(Alone(), *args)
     context, pipes, children = multiprocessing.get_context("spawn"), [], []
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited: rank 0 answers Ctrl-C alone
     try:
-        for rank in range(1, size):
-            pipe, other = context.Pipe()
-            children.append(context.Process(target=_rank, args=(rank, size, other), daemon=True))
-            children[-1].start()
-            pipes.append(pipe)
-            other.close()  # the child has its own: when that closes, it has died
-        signal.signal(signal.SIGINT, before)
+        with _ctrl_c_waits():
+            for rank in range(1, size):
+                pipe, other = context.Pipe()
+                child = context.Process(target=_rank, args=(rank, size, other), daemon=True)
+                child.start()
+                children.append(child)
+                pipes.append(pipe)
+                other.close()  # the child has its own: when that closes, it has died
         for pipe in pipes:
             with suppress(OSError):  # it has died: the first all_gather says so
                 pipe.send((program, args))
         with threads(size):
             return program(Process(0, size, pipes), *args)
     finally:
-        signal.signal(signal.SIGINT, before)
         for pipe in pipes:
             pipe.close()  # whoever still waits for rank 0 ends
         for child in children:
@@ -139,9 +142,23 @@ def run(size, program, *args):
             child.join()
 
 
+@contextmanager
+def _ctrl_c_waits():
+    """Ctrl-C comes after the block, and never to a process started in it: rank 0 answers for all"""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # multiprocessing's own helper: its start ends the blocking
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _rank(rank, size, pipe):
     """The life of a rank other than 0."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Windows nothing else stops it
     device.keep_pages()
     with suppress(EOFError, OSError):  # rank 0 is gone, and with it the reason to work
         program, args = pipe.recv()

@@ -52,6 +52,7 @@ class Trainer:
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
         self.stopped = False  # by Ctrl-C
+        tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
         sample = np.linspace(0, len(validation[0]) - 1, n).astype(int)
@@ -96,7 +97,6 @@ class Trainer:
     def run(self):
         """Train up to config.steps, or until Ctrl-C; a checkpoint is written in any case."""
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
-        tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
         hide = True if self.ranks.rank else None  # None: unless the output is a terminal
         bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=hide, leave=False)
         previous = signal.getsignal(signal.SIGINT)

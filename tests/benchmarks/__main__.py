@@ -11,6 +11,7 @@ machines. Needs PyTorch and transformers.
 """
 
 import argparse
+from importlib.util import find_spec
 
 from tests.benchmarks import tables
 from tests.benchmarks.measure import ROOT, machine
@@ -23,7 +24,9 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
     parser.add_argument("--rounds", type=int, help="turns of each competitor after the warm-up")
     args = parser.parse_args()
-    if args.rounds and args.rounds < 2:
+    if args.names != ["readme"] and not all(map(find_spec, ("torch", "transformers"))):
+        parser.error("needs PyTorch and transformers: pip install -e '.[dev]'")
+    if args.rounds is not None and args.rounds < 2:
         parser.error("--rounds: a spread needs at least 2")
     for name in args.names:
         if name not in (known := [*BENCHMARKS, "readme"]):

@@ -50,7 +50,7 @@ def pairs(rounds):
     for title, task, options, left_out, arguments, units in (
         ("a step", "train", step, [*pairs, "cross_entropy", "keep_pages"], [10], 1),
         ("a step, V 4,000", "train", chinese, ["cross_entropy"], [10], 1),
-        ("a sampled token", "sample", text, pairs, [1, 200, False], 200),
+        ("a sampled token", "sample", text, pairs, [1, 500, False], 500),
     ):
         commands = {n: ("mini_gpt", task, options | {"without": n}) for n in ("", *left_out)}
         with running(commands) as competitors:
