@@ -61,7 +61,7 @@ def select(name="auto"):
 def keep_pages():
     """Ask glibc to keep freed blocks instead of mapping every large array anew.
 
-    Fresh pages cost a fault each: a GPT step of 4x128 takes 55 ms with them and 44 without.
+    Fresh pages cost a fault each: a GPT step of 4x128 takes 72 ms with them and 46 without.
     """
     here = sys.platform == "linux"  # and there only glibc has mallopt
     if mallopt := here and getattr(ctypes.CDLL(None), "mallopt", None):

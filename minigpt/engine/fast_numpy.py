@@ -19,7 +19,7 @@ def _constant(n, value, dtype):
 
 
 def linear_forward(x, w, b):
-    """One product, b added in place (4 %)."""
+    """One product, b added in place (2 to 4 %; 20 % of a sampled token)."""
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ w
     if b is not None:
@@ -36,7 +36,7 @@ def linear_backward(dy, saved):
 
 
 def layer_norm_forward(x, w, b, eps=1e-5):
-    """Keeps the normalised rows h and 1 / sqrt(variance + eps) (10 %)."""
+    """Keeps the normalised rows h and 1 / sqrt(variance + eps) (9 to 12 %)."""
     n = x.shape[-1]
     rows = x.reshape(-1, n)
     h = rows - (rows @ _constant(n, 1 / n, x.dtype))[:, None]
@@ -68,7 +68,7 @@ _AC = _A * 0.044715
 
 
 def gelu_forward(x):
-    """y = x s, s = (1 + tanh(a x + a c x^3)) / 2, block by block in cache: eight passes (38 %)."""
+    """y = x s, s = (1 + tanh(a x + a c x^3)) / 2, block by block in cache: eight passes (13 %)."""
     flat = x.reshape(-1)
     y, s = np.empty_like(flat), np.empty_like(flat)
     for i in range(0, flat.size, _BLOCK):
@@ -101,7 +101,7 @@ def gelu_backward(dy, saved):
 
 
 def cross_entropy_forward(z, targets, count=None):
-    """Keeps p = softmax(z) in one array instead of seven (0 %; 10 % at V 4,000, as in Chinese)."""
+    """Keeps p = softmax(z) in one array instead of seven (0 %; 6 to 11 % at V 4,000)."""
     if targets.shape != z.shape[:-1]:
         raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
     t = targets.reshape(-1)
@@ -131,7 +131,7 @@ _ROOM = 1 << 17  # scores at a time: 512 KB stay in the L2 cache
 
 
 def attention_forward(q, k, v, mask=None, window=None, causal=True):
-    """Tile by tile of queries, with no key that none of them sees (22 %; at T 1,024 N %).
+    """Tile by tile of queries, with no key that none of them sees (8 to 10 %).
 
     Memory grows with T, not T^2: p is not kept but lse, the logarithm of its sum, (B, H, 1, T).
     Scores stand as keys x queries: NumPy reduces over rows faster than along them. q^T is copied:
