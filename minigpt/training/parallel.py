@@ -145,15 +145,19 @@ def run(size, program, *args):
 @contextmanager
 def _ctrl_c_waits():
     """Ctrl-C comes after the block, and never to a process started in it: rank 0 answers for all"""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # multiprocessing's own helper: its start ends the blocking
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came, blocks = [], hasattr(signal, "pthread_sigmask")  # not on Windows
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    if blocks:  # for the new processes, which inherit it; other threads here still receive Ctrl-C
+        resource_tracker.ensure_running()  # multiprocessing's own: its start ends the blocking
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if blocks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _rank(rank, size, pipe):
