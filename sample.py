@@ -16,7 +16,7 @@ import numpy as np
 from minigpt.datasets.tokenizers import tokenizer_from
 from minigpt.engine import device
 from minigpt.generate import stream
-from minigpt.nn.gpt import GPT, GPTConfig
+from minigpt.nn.gpt import MODELS, GPTConfig
 from minigpt.training import checkpoint
 from minigpt.training.config import Parser, number
 
@@ -110,7 +110,10 @@ def load(path, library):
         best = path / "best.safetensors"  # there is none before the first validation
         path = best if best.exists() else path / "last.safetensors"
     arrays, about = checkpoint.load(path)
-    model = GPT(GPTConfig(**about["model"]), np.random.default_rng(0)).to(library).eval()
+    if (name := about["config"]["model"]) not in MODELS:
+        raise ValueError(f"{path}: expected a model of {', '.join(MODELS)}, got {name}; update")
+    model = MODELS[name](GPTConfig(**about["model"]), np.random.default_rng(0))
+    model.to(library).eval()
     model.load_state_dict(checkpoint.weights(arrays))
     return model, tokenizer_from(about["tokenizer"])
 

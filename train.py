@@ -23,7 +23,7 @@ from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine import device
 from minigpt.engine.autograd import plain
 from minigpt.generate import stream
-from minigpt.nn.gpt import GPT, GPTConfig
+from minigpt.nn.gpt import MODELS, GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.training import checkpoint, parallel
 from minigpt.training.config import Config, Parser, add_options
@@ -31,7 +31,7 @@ from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import NEVER, Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
-FREE = {"data", "out", "steps", "device", "plain", "workers"}  # what a resumed run may change
+FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # on resume
 
 
 def main(words=None):
@@ -42,7 +42,8 @@ def main(words=None):
     whether.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out; --data, --steps, --device, --plain, --workers may change",
+        help="continue the run in --out; --data, --steps (a new schedule), --patience, --device, "
+        "--plain, --workers may change",
     )
     whether.add_argument(
         "--overwrite", action="store_true", help="replace the run in --out; other files stay"
@@ -64,7 +65,6 @@ def main(words=None):
             windows = initialise(config, model, validation, tokenizer)
             config.workers = workers(config, model)
             about = {
-                "config": asdict(config) | {"out": None},  # the folder may move
                 "model": asdict(model.config),
                 "tokenizer": tokenizer.config(),
                 "data": crc,
@@ -90,13 +90,16 @@ def configure(resume, overwrite, given):
     """Options -> config, folder, and the checkpoint to continue from, if that was asked for."""
     saved, run = None, {"data": ["manual"], "model": "gpt", "out": None} | given
     out = Path(run["out"] or f"out/{'+'.join(Path(d).stem for d in run['data'])}-{run['model']}")
+    if {"minutes", "steps"} <= given.keys():
+        raise ValueError("--steps: expected --minutes or --steps, got both; leave one out")
     if resume:
         saved = checkpoint.load(out / "last.safetensors")
         before = saved[1]["config"]
         for name in given.keys() - FREE:
             if given[name] != before.get(name):
                 what = f"--{name.replace('_', '-')}: this run has {before.get(name)}"
-                remedy = "leave it out, or start a new run in another --out"
+                other = "set --steps" if name == "minutes" else "leave it out"
+                remedy = f"{other}, or start a new run in another --out"
                 raise ValueError(f"{what}, got {given[name]}; {remedy}")
         at = saved[1]["state"]["step"]
         if given.get("steps", at) < at:
@@ -146,7 +149,7 @@ def preprocess(config, saved):
 def build(config, tokenizer, library, found):
     """-> the model on its device, and the Generator that it draws from"""
     rng = np.random.default_rng(config.seed)
-    model = GPT(gpt_config(config, tokenizer.vocab_size), rng).to(library)
+    model = MODELS[config.model](gpt_config(config, tokenizer.vocab_size), rng).to(library)
     form = f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
     size = f"{model.parameter_count() / 1e6:.2f} M parameters"
     flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per token"
@@ -200,8 +203,9 @@ def workers(config, model):
         return config.workers
     windows, tokens = config.batch_size // config.accumulate, config.batch_size * config.block_size
     work = tokens * model.flops_per_token()
+    whole = work * config.steps if config.steps else 3e12 * config.minutes  # 5e10 FLOP/s of a core
     # Ranks wait for each other 1 ms a step, each updates all weights; they take a second to start.
-    pays = work > 5e8 and work * config.steps > 1e12
+    pays = work > 5e8 and whole > 1e12
     return min(parallel.physical_cores(), windows, max(1, tokens // 128)) if pays else 1
 
 
@@ -209,7 +213,7 @@ def work(ranks, config, model, rng, tokenizer, train, windows, to_beat, out, abo
     """Steps 4 and 5, on every rank -> the trainer"""
     with plain() if config.plain else contextlib.nullcontext():  # the other ranks ask here
         batches = text.Windows(train, config.block_size, config.seed)
-        optimizer = OPTIMIZERS[config.optimizer](Flat(model, ranks.zeros), config.weight_decay)
+        optimizer = OPTIMIZERS[config.optimizer](Flat(model, ranks), config.weight_decay)
         report = reporter(config, tokenizer, to_beat)
         trainer = Trainer(
             model, optimizer, batches, windows, config, rng, out, about, report, ranks
@@ -231,11 +235,16 @@ def fit(trainer, saved):
     if first and saved:
         if saved[1]["numpy"] != np.__version__:
             say("", f"begun with NumPy {saved[1]['numpy']}: last digits may differ from there on")
-        say("4 train", f"continues after step {trainer.step} of {c.steps}{crew}")
+        size = f" of {c.steps}" if c.steps else f", {c.minutes:g} minutes"
+        say("4 train", f"continues after step {trainer.step}{size}{crew}")
     elif first:
-        say("4 train", f"{c.steps} steps of {c.batch_size} x {c.block_size} tokens{crew}")
+        size = f"{c.steps} steps" if c.steps else f"{c.minutes:g} minutes, in steps"
+        say("4 train", f"{size} of {c.batch_size} x {c.block_size} tokens{crew}")
         trainer.on_evaluate(trainer)
     trainer.run()
+    if first and trainer.stale >= c.patience and trainer.step != c.steps:
+        remedy = "more text or --dropout 0.2 may help, --resume --patience N goes on"
+        say("", f"step {trainer.step}: no new best in {c.patience} validations; {remedy}")
     if trainer.stopped:
         if trainer.best == NEVER:  # what is there as the best is of a run that this one replaces
             (trainer.out / "best.safetensors").unlink(missing_ok=True)

@@ -9,13 +9,13 @@ engine/fast_cupy.py      the same for CuPy
 nn/module.py             Module: parameters, state_dict, train and eval; initialisers; flat vectors
 nn/layers.py             Linear, Embedding, LayerNorm, Dropout, MLP
 nn/attention.py          the attention mixer and its state, keys and values
-nn/language.py           Block, LanguageModel
-nn/gpt.py                GPT-2's form: config, counts, Hugging Face's names
+nn/language.py           Block, LanguageModel, its state
+nn/gpt.py                GPT and GPT-2: their form, config, Hugging Face's names
 datasets/tokenizers.py   text <-> ids
 datasets/text.py         corpora, windows, and what a model must beat
-training/optim.py        AdamW, SGD, clipping, schedules
-training/config.py       one dataclass <-> command line <-> JSON
 training/parallel.py     several processes that share each batch
+training/optim.py        Muon, AdamW, SGD, clipping, schedules
+training/config.py       one dataclass <-> command line <-> JSON
 training/checkpoint.py   one safetensors file, written atomically
 training/trainer.py      the training loop
 generate.py              temperature, top-k, top-p; text as it comes

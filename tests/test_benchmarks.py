@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gradcheck import draw, gradcheck
 
-from minigpt.nn.gpt import GPT, GPTConfig
+from minigpt.engine.autograd import Tensor
+from minigpt.nn.gpt import GPT, GPT2, GPTConfig
+from minigpt.nn.layers import Linear
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import measure, suite, tables
+from tests.benchmarks import learning, measure, suite, tables
 from tests.benchmarks.products import products
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
@@ -89,6 +92,7 @@ def test_all_are_run_by_default(monkeypatch, capsys):
     run, saved = [], []
     fakes = {n: (lambda rounds, n=n: run.append((n, rounds)) or {}, 3) for n in "ab"}
     monkeypatch.setattr(command, "BENCHMARKS", fakes)
+    monkeypatch.setattr(command, "LEARNING", {})
     monkeypatch.setattr(command, "machine", dict)
     monkeypatch.setattr(command, "find_spec", lambda name: True)
     monkeypatch.setattr(command.tables, "save", lambda name, result: saved.append(name))
@@ -116,7 +120,7 @@ def test_a_sampling_result_becomes_two_tables():
 @pytest.mark.parametrize("shape, batch", [(suite.SMALL, 12), (suite.LARGE, 16)])
 def test_the_floor_does_the_products_that_the_model_counts(shape, batch):
     done = sum(3 * 2 * math.prod(a) * b[-1] * times for a, b, times in products(shape, batch))
-    model = GPT(GPTConfig(**shape), np.random.default_rng(0))
+    model = GPT2(GPTConfig(**shape), np.random.default_rng(0))
     counted = model.flops_per_token() * batch * shape["block_size"]
     assert done == counted  # y = a b forward, dy b^T and a^T dy backward: three products each
 
@@ -143,3 +147,93 @@ def test_every_competitor_of_a_training_step_computes_the_same_losses():
     result = benchmark(rounds=2)
     assert len(result["rows"]) == 5 and result["steps"] == 30
     assert result["loss_difference"] < 1e-5  # float32, thirty updates
+
+
+def row(loss, steps=100):
+    figures = {"loss": loss, "steps": steps, "seconds": 66.02, "tokens_per_s": 12345.6}
+    return figures | {"parameters": 1_250_000}
+
+
+def test_an_ablation_says_what_each_row_changes():
+    result = {"rows": {"a": row(2.0), "b": row(1.75)}, "left_out": {"c": row(1.76)}}
+    result |= {"data": "some.txt", "machine": MACHINE}
+    lines = tables.render("ablation", result).splitlines()
+    assert lines[2:5] == [
+        "| a | 2.000 |  | 12,346 | 100 | 1,250,000 |",
+        "| b | 1.750 | -0.250 | 12,346 | 100 | 1,250,000 |",
+        "| with c: left out | 1.760 | +0.010 | 12,346 | 100 | 1,250,000 |",
+    ]
+    assert lines[6] == "The text is some.txt; the loss that of its whole validation split."
+
+
+def test_budgets_become_the_mean_and_each_seed():
+    result = {"data": "some.txt", "machine": MACHINE}
+    result["rows"] = [[[13.1, 13.3], [400, 410], [1.7, 1.72]], [[300.2], [9000], [1.5]]]
+    assert tables.render("budgets", result).splitlines()[2:4] == [
+        "| 13 s | 405 | 1.710 | 1.700, 1.720 |", "| 300 s | 9,000 | 1.500 | 1.500 |"
+    ]  # fmt: skip
+
+
+def test_a_scale_says_where_validation_turns():
+    small = row(2.0) | {"characters": 50_000, "stop": 400}
+    small["curve"] = [[100, 2.5, 2.4], [200, 1.9, 2.2], [300, 1.0, 2.9]]
+    result = {"seconds": 60, "sizes": [[2, 96, row(2.2), row(2.1)]], "small": small}
+    lines = tables.render("scale", result | {"data": "manual", "machine": MACHINE}).splitlines()
+    assert lines[2] == "| 2 x 96 | 1,250,000 | 2.200 | 66 | 100 | 2.100 | 66 | 100 |"
+    assert "best at step 200 (2.200; training 1.900), then rises to 300 (2.900; tr" in lines[4]
+    assert lines[4].endswith("`--patience` stops at step 400.")
+
+
+def test_patience_stops_where_the_trainer_would():
+    curve = [(10 * i, 0, loss) for i, loss in enumerate([3, 2, 2.5, 1.9, 2, 2, 2, 1], 1)]
+    assert learning.stopped(curve, 3, 0) == 70 and learning.stopped(curve, 4, 0) is None
+    assert learning.stopped(curve, 1, 0) == 30 and learning.stopped(curve, 1, 40) == 50
+
+
+@pytest.mark.parametrize("part", learning.LEFT_OUT)
+def test_a_part_that_is_left_out_still_works_where_it_is_tried(part):
+    model = GPT(GPTConfig(11, 8, 2, 2, 16), np.random.default_rng(0)).to(dtype=np.float64)
+    for p in model.named_parameters().values():
+        p.data += 0.1  # biases start at zero
+    x = np.arange(16).reshape(2, 8) % 11
+    before, count = model(x).data, model.parameter_count()
+    learning.change(model, part)
+    model(x).sum().backward()
+    assert np.abs(model(x).data - before).max() > 1e-6
+    assert model.parameter_count() == count - {"no biases": 2 * (48 + 16 + 64 + 16),
+                                               "RMSNorm": 5 * 16}.get(part, 0)  # fmt: skip
+    tried = [p for name, p in model.named_parameters().items() if "blocks" in name]
+    assert all(p.grad is not None for p in tried)
+
+
+def test_rms_norm_of_the_benchmark_has_the_gradient_of_differences():
+    gradcheck(learning.rms_norm, draw(2, 3, 4))
+
+
+def test_normed_queries_and_keys_have_length_sqrt_d_and_values_are_left_alone():
+    linear = Linear(6, 24, np.random.default_rng(0), std=1.0)
+    x = Tensor(draw(2, 3, 6).astype(np.float32))
+    z = learning.QKNorm(linear, 2)(x).data.reshape(2, 3, 3, 2, 4)
+    np.testing.assert_allclose((z[:, :, :2] ** 2).sum(-1), 4, rtol=1e-3)
+    np.testing.assert_array_equal(z[:, :, 2], linear(x).data.reshape(2, 3, 3, 2, 4)[:, :, 2])
+
+
+def test_a_run_of_the_ablation_learns(tmp_path):
+    (tmp_path / "text.txt").write_text("the quick brown fox " * 60)
+    shape = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 16, "steps": 12}
+    got = learning.learn(str(tmp_path / "text.txt"), learning.GPT2, **shape)
+    assert got["steps"] == 12 and got["curve"][-1] == (12, got["curve"][-1][1], got["loss"])
+    assert got["loss"] < 2.9 and got["tokens_per_s"] > 0
+
+
+def test_the_picture_of_the_scale_is_the_same_for_the_same_figures(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(learning.measure, "ROOT", tmp_path)
+    (tmp_path / "tests/benchmarks").mkdir(parents=True)
+    small = {"curve": [[100, 2.5, 2.4], [200, 1.9, 2.2]], "characters": 9, "stop": 100}
+    pictures = []
+    for loss in (2.1, 2.1, 2.0):
+        sizes = [[2, 96, row(2.2), row(2.1)], [2, 128, row(1.9), row(loss)]]
+        learning.draw({"seconds": 40, "sizes": sizes, "small": small})
+        pictures.append((tmp_path / "tests/benchmarks/scale.svg").read_bytes())
+    assert pictures[0] == pictures[1] != pictures[2]

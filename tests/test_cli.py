@@ -116,6 +116,34 @@ train.main()
         assert files[0] == files[1]
 
 
+def test_a_run_without_a_new_best_stops_by_itself_and_goes_on_to_its_end(folder, capsys):
+    words = [
+        "--data",
+        "text.txt",
+        *SMALL,
+        "--steps",
+        "400",
+        "--patience",
+        "2",
+        "--eval-every",
+        "10",
+    ]
+    train.main([*words, "--learning-rate", "0.1"])  # where it jumps to and fro
+    printed = capsys.readouterr().out
+    step = int(re.search(r"step (\d+): no new best in 2 validations; ", printed)[1])
+    assert 160 < step < 400 and "6 apply" in printed
+
+
+def test_minutes_become_steps_that_the_checkpoint_keeps(folder, capsys):
+    shape = " ".join(SMALL).replace("--steps 6", "--minutes 0.02").split()
+    train.main(["--data", "text.txt", *shape])
+    printed = capsys.readouterr().out  # a fast machine reads all of so small a text six times
+    steps = int(re.search(r"(\d+) steps (fit in 0.02 min|read this text 6 times)", printed)[1])
+    about = checkpoint.load("out/text-gpt/last.safetensors")[1]
+    assert steps == about["config"]["steps"] == about["state"]["step"] > 1
+    assert about["config"]["minutes"] == 0.02
+
+
 @pytest.mark.parametrize("line", ["train.py --data text.txt", "sample.py run"])
 def test_ctrl_c_outside_the_steps_is_no_traceback(folder, line):
     code = f"""
@@ -139,6 +167,15 @@ def test_resume_may_go_on_for_longer(folder, trained, capsys):
     assert log.startswith(before) and log.count("\n") == before.count("\n") + 1
 
 
+def test_gpt2s_own_form_trains_and_samples(folder, capsys):
+    train.main(["--data", "text.txt", *SMALL, "--model", "gpt2"])
+    arrays, about = checkpoint.load("out/text-gpt2/best.safetensors")
+    assert about["config"]["model"] == "gpt2" and "position.weight" in arrays
+    capsys.readouterr()
+    sample.main(["out/text-gpt2", "--prompt", "the", "--tokens", "30"])  # past its context of 16
+    assert len(capsys.readouterr().out) == 3 + 30 + 1
+
+
 def test_two_workers_train_as_one_does_and_a_resumed_run_may_change_their_number(folder, capsys):
     losses, words = [], ["--data", "text.txt", *SMALL, "--out"]
     for out, crews in (("one", "1"), ("two", "2"), ("mixed", "21")):
@@ -157,11 +194,12 @@ def test_two_workers_train_as_one_does_and_a_resumed_run_may_change_their_number
 @pytest.mark.parametrize(
     "words, cores, expected",
     [
-        ("", 16, 8),  # 1,024 tokens: each rank gets 128
+        ("", 16, 4),  # as many as windows
+        ("--batch-size 64 --block-size 16", 16, 8),  # 1,024 tokens: each rank gets 128
         ("", 2, 2),
         ("--batch-size 2 --block-size 1024", 8, 2),
         ("--n-layer 1 --n-embd 32", 8, 1),  # a step of 2 ms would wait 1 ms
-        ("--accumulate 16", 8, 1),  # one window at a time
+        ("--accumulate 4", 8, 1),  # one window at a time
         ("--steps 20", 8, 1),  # over before the others have started
         ("--workers 3", 8, 3),
     ],
@@ -171,7 +209,7 @@ def test_workers_are_as_many_as_cores_where_that_pays(words, cores, expected, mo
     train.add_options(parser)
     config = train.Config(**vars(parser.parse_args(words.split())))
     monkeypatch.setattr(train.parallel, "physical_cores", lambda: cores)
-    model = train.GPT(train.gpt_config(config, 65), np.random.default_rng(0))
+    model = train.MODELS[config.model](train.gpt_config(config, 65), np.random.default_rng(0))
     assert train.workers(config, model) == expected
 
 
@@ -374,13 +412,22 @@ TRAINING = [
     ("--data short.txt --block-size 16", "more than 160 tokens"),
     ("--data none", "none: expected a text file, got a folder"),
     ("--data text.txt --n-embd 18 --n-head 4", "try 20"),
-    ("--data text.txt --n-embd 4000000 --n-head 1", "Unable to allocate"),  # 192 TB: no machine has
+    (
+        "--data text.txt --block-size 16 --n-embd 4000000 --n-head 1",
+        "Unable to allocate",
+    ),  # 192 TB: no machine has
     (
         "--data text.txt --steps 0",
         "--steps: expected a whole number >= 1 and < 2147483648, got '0'",
     ),
     ("--data text.txt --learning-rate nan", "--learning-rate"),
-    ("--data text.txt --accumulate 5", "divisor of --batch-size 16, got 5"),
+    ("--data text.txt --accumulate 5", "divisor of --batch-size 4, got 5"),
+    ("--data text.txt --minutes 1 --steps 5", "expected --minutes or --steps, got both"),
+    ("--data text.txt --minutes 0", "--minutes: expected a number > 0, got '0'"),
+    (
+        "--data text.txt --block-size 16 --n-embd 18 --n-head 6",
+        "expected heads of an even width, got 18 / 6 = 3",
+    ),
     ("--data text.txt --n-layers 2", "unknown option --n-layers; did you mean --n-layer?"),
     ("--data text.txt --model gtp", "--model"),
     ("--data text.txt --out text.txt", "--out: expected a folder, text.txt is a file"),

@@ -1,5 +1,6 @@
 """Every definition against a slow loop and differences; every fast pair against its definition."""
 
+import cmath
 import contextlib
 import inspect
 import math
@@ -76,6 +77,23 @@ CASES = {
     "gelu: view": (3.0 * draw(7, 4).T[:, ::-2],),
     "gelu: tails": (np.array([-30.0, -11.0, 11.0, 30.0]),),
     "gelu: empty": (draw(2, 0),),
+    "relu2: prime": (draw(7),),
+    "relu2: 0-d": (draw(),),
+    "relu2: view": (draw(7, 4).T[:, ::-2],),
+    "relu2: empty": (draw(2, 0),),
+    "rotary: slice": (draw(2, 5, 3, 4), slice(0, 5)),
+    "rotary: later": (draw(2, 5, 1, 6), slice(60, 65)),
+    "rotary: positions of each text": (draw(2, 3, 2, 4), ids([0, 0, 1], [7, 8, 9])),
+    "rotary: base": (draw(2, 3, 2, 4), slice(1, 4), 10.0),
+    "rotary: part of an array": (draw(2, 5, 9, 4)[:, :, 2:4], slice(0, 5)),
+    "rotary: view": (draw(4, 3, 5, 2).T, slice(0, 5)),
+    "rotary: batch of 0": (draw(0, 5, 3, 4), slice(0, 5)),
+    "token_shift: start": (draw(2, 5, 8),),
+    "token_shift: one token": (draw(2, 1, 8),),
+    "token_shift: odd width": (draw(2, 4, 7),),
+    "token_shift: narrow": (draw(2, 4, 3),),
+    "token_shift: view": (draw(8, 5, 2).T[:, ::-1],),
+    "token_shift: batch of 0": (draw(0, 5, 8),),
     "dropout: a third": (draw(3, 5), 0.3, 7),
     "dropout: nothing": (draw(3, 5), 0, 7),
     "dropout: view": (draw(5, 3).T, 0.5, 8),
@@ -156,6 +174,30 @@ def gelu_loop(x):
         return v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3)))
 
     return np.array([one(v) for v in x.flat]).reshape(x.shape)
+
+
+def relu2_loop(x):
+    return np.array([v * v if v > 0 else 0.0 for v in x.flat]).reshape(x.shape)
+
+
+def rotary_loop(x, positions, base=1e4):
+    (B, T, H, D), y = x.shape, np.zeros(x.shape)
+    if isinstance(positions, slice):
+        positions = [range(positions.start, positions.stop)] * B
+    for b, t, h, i in np.ndindex(B, T, H, D // 2):
+        angle = positions[b][t] / base ** (2 * i / D)
+        pair = complex(*x[b, t, h, 2 * i : 2 * i + 2]) * cmath.rect(1, angle)
+        y[b, t, h, 2 * i : 2 * i + 2] = pair.real, pair.imag
+    return y
+
+
+def token_shift_loop(x, past=None):
+    y = np.zeros(x.shape)
+    first, second = x.shape[2] // 4, 2 * (x.shape[2] // 4)
+    for b, t, c in np.ndindex(x.shape):
+        back = 1 if c < first else 2 if c < second else 0
+        y[b, t, c] = x[b, t - back, c] if t >= back else 0
+    return y
 
 
 def dropout_loop(x, p, seed):
@@ -257,6 +299,28 @@ def test_bias_passed_by_name_gets_its_gradient():
     x, w, b = (Tensor(draw(*shape), requires_grad=True) for shape in [(3, 5), (5, 2), (2,)])
     functional.linear(x, w, b=b).sum().backward()
     assert b.grad.tolist() == [3, 3]
+
+
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_token_shift_behind_a_past_is_that_of_the_whole_text(cut, mode):
+    x = draw(2, 6, 8)
+    with mode():
+        expected = functional.token_shift(Tensor(x)).data[:, cut:]
+        past = np.pad(x, ((0, 0), (2, 0), (0, 0)))[:, cut : cut + 2]
+        got = functional.token_shift(Tensor(x[:, cut:]), past).data
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_products_of_turned_vectors_depend_on_the_distance_alone():
+    q, k = draw(1, 1, 1, 8), draw(1, 1, 1, 8, seed=1)
+
+    def product(m, n):
+        q_m, k_n = (functional.rotary(Tensor(x), slice(i, i + 1)) for x, i in ((q, m), (k, n)))
+        return (q_m * k_n).sum().item()
+
+    assert product(3, 1) == pytest.approx(product(900, 898), rel=1e-9)
+    assert abs(product(3, 1) - product(3, 2)) > 1e-3
 
 
 def test_gelu_pair_is_the_same_over_several_blocks(monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 import tracemalloc
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from minigpt import Tensor, generate, no_grad
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine.autograd import arrays, plain
 from minigpt.generate import choose, stream
-from minigpt.nn.gpt import GPT, GPTConfig
+from minigpt.nn.gpt import GPT, GPT2, GPTConfig
 
 LOGITS = [1.3, -0.4, 2.9, 0.8, 2.2, -3.0]
 
@@ -76,10 +77,15 @@ def test_the_highest_draw_stays_within_what_is_kept():
         assert choose(logits, Highest(), top_k=k).tolist() == [k - 1]
 
 
-def wild(block_size=8, seed=0):
-    """A small random GPT in float64, its weights so large that every token matters."""
+@pytest.fixture(params=[GPT, GPT2])
+def wild(request):
+    return partial(make_wild, request.param)
+
+
+def make_wild(form, block_size=8, seed=0):
+    """A small random model in float64, its weights so large that every token matters."""
     shape = GPTConfig(vocab_size=11, block_size=block_size, n_layer=2, n_head=2, n_embd=12)
-    model = GPT(shape, np.random.default_rng(seed)).to(dtype=np.float64).eval()
+    model = form(shape, np.random.default_rng(seed)).to(dtype=np.float64).eval()
     rng = np.random.default_rng(seed + 1)
     for p in model.named_parameters().values():
         p.data += rng.normal(0, 0.7, p.shape)
@@ -107,7 +113,7 @@ def written(model, prompts, tokens, temperature=2.0):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_ragged_prompts_in_one_batch_go_on_as_each_alone(seed):
+def test_ragged_prompts_in_one_batch_go_on_as_each_alone(seed, wild):
     model, prompts = wild(16, seed), [ids_of(n, n) for n in (7, 1, 4, 10)]
     together = written(model, prompts, 6)
     for row, prompt in zip(together, prompts, strict=True):
@@ -117,7 +123,7 @@ def test_ragged_prompts_in_one_batch_go_on_as_each_alone(seed):
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
 @pytest.mark.parametrize("length", [1, 3, 8, 30])
-def test_text_past_the_context_equals_that_of_a_model_without_memory(size, length):
+def test_text_past_the_context_equals_that_of_a_model_without_memory(size, length, wild):
     model, prompt, rng, expected = wild(size), ids_of(length), Shared(), []
     seen = prompt.tolist()[-size:]
     for _ in range(4 * size + 3):
@@ -129,7 +135,7 @@ def test_text_past_the_context_equals_that_of_a_model_without_memory(size, lengt
     assert written(model, [prompt], 4 * size + 3)[0].tolist() == expected
 
 
-def test_the_padding_of_a_ragged_batch_is_forgotten_when_its_context_is_full():
+def test_the_padding_of_a_ragged_batch_is_forgotten_when_its_context_is_full(wild):
     model, prompts = wild(8), [ids_of(20), ids_of(3)]  # 8 positions, 5 of the second row's padding
     rows = written(model, prompts, 20)
     assert rows[0].tolist() == written(model, prompts[:1], 20)[0].tolist()
@@ -140,7 +146,7 @@ def test_the_padding_of_a_ragged_batch_is_forgotten_when_its_context_is_full():
         seen.append(chosen)
 
 
-def test_an_empty_prompt_is_refused():
+def test_an_empty_prompt_is_refused(wild):
     model = wild()
     for prompts in ([ids_of(0)], [ids_of(3), ids_of(0)]):
         with pytest.raises(ValueError, match="at least one token"):
@@ -148,7 +154,7 @@ def test_an_empty_prompt_is_refused():
 
 
 @pytest.mark.parametrize("mode", [contextlib.nullcontext, plain])
-def test_a_model_of_arrays_computes_what_a_model_of_tensors_does(mode):
+def test_a_model_of_arrays_computes_what_a_model_of_tensors_does(mode, wild):
     model, ids = wild(), np.array([ids_of(8), ids_of(8, seed=1)])
     with mode():
         expected = model(ids)
@@ -159,8 +165,9 @@ def test_a_model_of_arrays_computes_what_a_model_of_tensors_does(mode):
         np.testing.assert_allclose(got, expected.data, rtol=1e-10, atol=1e-10)
 
 
-def test_a_token_allocates_next_to_nothing_however_long_the_text():
-    model = GPT(GPTConfig(65, 2048, 2, 4, 64), np.random.default_rng(0)).eval()
+@pytest.mark.parametrize("form", [GPT, GPT2])
+def test_a_token_allocates_next_to_nothing_however_long_the_text(form):
+    model = form(GPTConfig(65, 2048, 2, 4, 64), np.random.default_rng(0)).eval()
     tokens = generate.generate(model, [np.zeros(3, np.int32)], 2000, np.random.default_rng(0))
     peaks = {}
     tracemalloc.start()
@@ -175,7 +182,7 @@ def test_a_token_allocates_next_to_nothing_however_long_the_text():
     assert peaks[0] > state and peaks[1900] < 0.8 * keys
 
 
-def test_the_mode_does_not_reach_the_caller_between_two_tokens():
+def test_the_mode_does_not_reach_the_caller_between_two_tokens(wild):
     x = Tensor([1.0], requires_grad=True)
     tokens = generate.generate(wild(), [ids_of(3)], 3, np.random.default_rng(0))
     for _ in tokens:
@@ -185,7 +192,7 @@ def test_the_mode_does_not_reach_the_caller_between_two_tokens():
             assert not (x * x).requires_grad
 
 
-def test_the_same_seed_writes_the_same_text_and_another_seed_another():
+def test_the_same_seed_writes_the_same_text_and_another_seed_another(wild):
     tokenizer = CharTokenizer("abcdefghijk")
     texts = []
     for seed in (1, 1, 2):

@@ -1,6 +1,7 @@
 """Several processes that train one model: they agree, they clean up, and none is left behind."""
 
 import errno
+import itertools
 import multiprocessing
 import os
 import signal
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -67,7 +69,8 @@ def train(ranks, folder, dtype, options):
     return ranks.all_gather((trainer.flat.data.tolist(), losses, loss))
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 2e-6), (np.float64, 1e-13)])
+# Muon lifts the small directions of a gradient, and its rounding with them
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-13)])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2, "optimizer": "sgd"}])
 def test_ranks_learn_what_one_process_learns(tmp_path, options, dtype, tolerance):
     """Five windows among two or three ranks do not come out even."""
@@ -133,6 +136,34 @@ def go(ranks, folder, stop):
     trainer.run()
 
 
+def timed(ranks, folder):
+    """A run of 3 s by a clock that is another one on each rank."""
+    clock = itertools.count(0, 0.1 + ranks.rank)
+    trainer = new_trainer(folder, ranks=ranks, steps=None, minutes=0.05)
+    with mock.patch("minigpt.training.trainer.time.perf_counter", lambda: next(clock)):
+        trainer.run()
+    return ranks.all_gather((trainer.step, trainer.flat.data.tolist()))
+
+
+def test_ranks_agree_on_how_many_steps_fit(tmp_path):
+    first, second = run(2, timed, tmp_path)
+    assert first == second and first[0] == 30  # by rank 0's clock
+
+
+def waiting(ranks, folder):
+    """A run that finds no new best once the rate has begun to fall."""
+    trainer = new_trainer(
+        folder, ranks=ranks, steps=50, eval_every=1, patience=2, learning_rate=1e-9
+    )
+    trainer.run()
+    return ranks.all_gather((trainer.step, trainer.stale))
+
+
+def test_ranks_agree_on_when_patience_is_at_its_end(tmp_path):
+    first, second = run(2, waiting, tmp_path)
+    assert first == second and 21 < first[0] < 50 and first[1] == 2
+
+
 def fail(ranks, how):
     """Rank 1 does not come back from its second step."""
     ranks.barrier()
@@ -175,16 +206,18 @@ def test_ctrl_c_while_ranks_start_comes_right_after():
     reached, end = [], threading.Event()
     other = threading.Thread(target=end.wait)  # BLAS and tqdm have such: one may get the signal
     other.start()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     try:
         with pytest.raises(KeyboardInterrupt):
             with parallel._ctrl_c_waits():
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.05)
                 reached.append(True)
+        assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
+        signal.signal(signal.SIGINT, before)
         end.set()
         other.join()
-    assert reached and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_a_rank_that_cannot_start_is_told_and_the_others_end(monkeypatch):

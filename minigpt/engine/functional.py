@@ -10,7 +10,20 @@ from inspect import signature
 
 from minigpt.engine.autograd import Tensor, mode, raw, record
 from minigpt.engine.device import module_of, uniform
-from minigpt.engine.ops import exp, log, matmul, max, mean, reshape, sqrt, sum, tanh, where
+from minigpt.engine.ops import (
+    concatenate,
+    exp,
+    log,
+    matmul,
+    max,
+    mean,
+    reshape,
+    sqrt,
+    stack,
+    sum,
+    tanh,
+    where,
+)
 
 PAIRS = {}  # name of the library -> the module with its fast pairs
 IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
@@ -99,6 +112,43 @@ def layer_norm(x, w, b, eps=1e-5):
 def gelu(x):
     """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  Source: Hendrycks & Gimpel 2016"""
     return x * 0.5 * (tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0)
+
+
+@fused
+def relu2(x):
+    """y = max(x, 0)^2.  Source: So et al. 2021, arXiv 2109.08668, section 3.1"""
+    x = where(raw(x) <= 0, 0.0, x)
+    return x * x
+
+
+@fused
+def rotary(x, positions, base=1e4):
+    """Turn each pair (x_2i, x_2i+1) by the angle base^(-2i/D) t, t its position.  x (B, T, H, D)
+
+    positions: a slice, the same for every text, or (B, T). The product of two turned vectors
+    depends on the difference of their positions. Source: Su et al. 2021, section 3.2.2.
+    """
+    xp, D = module_of(raw(x)), x.shape[3]
+    if isinstance(positions, slice):
+        positions = xp.arange(positions.start, positions.stop)
+    angle = positions[..., None, None] * base ** (xp.arange(0, D, 2) / -D)
+    cos, sin = xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return reshape(stack([a * cos - b * sin, a * sin + b * cos], -1), x.shape)
+
+
+@fused
+def token_shift(x, past=None):
+    """A quarter of the channels comes from the token before, the second from the one before that.
+
+    x (B, T, C), past (B, 2, C) the two tokens before x, None = zeros -> (B, T, C)
+    Source: Lin et al. 2019, arXiv 1811.08383, section 3; in language models: Peng et al. 2023.
+    """
+    B, T, C = x.shape
+    if past is None:
+        past = module_of(raw(x)).zeros((B, 2, C), x.dtype)
+    whole, n = concatenate([past, x], 1), C // 4
+    return concatenate([whole[:, 1:-1, :n], whole[:, :-2, n : 2 * n], x[:, :, 2 * n :]], 2)
 
 
 @fused

@@ -8,23 +8,42 @@ from minigpt.nn.layers import Dropout, Linear
 from minigpt.nn.module import Module
 
 
+def positions(mask, past, T):
+    """Positions of T new tokens behind `past` others: a slice, or (B, T) if a mask (B, past + T)
+    tells padding, 0: real tokens are numbered from 0, padding in front of them has position 0."""
+    if mask is None:
+        return slice(past, past + T)
+    xp = module_of(mask)
+    return xp.clip(xp.cumsum(mask, axis=1) - 1, 0, None)[:, past:]
+
+
 class Attention(Module):
     """Causal self-attention with H heads of D = C / H.  x (B, T, C) -> y (B, T, C), state
 
     The state is (keys, values, n): arrays (B, H, block_size, D) of which the first n positions are
     filled; a call with a state appends its T positions and attends to all. mask (B, n + T), 0 =
-    padding. No gradient flows through a state. Source: Vaswani et al. 2017, section 3.2.2.
+    padding. No gradient flows through a state. turn: rotary, or None; it gives
+    queries and keys their positions. Source: Vaswani et al. 2017, section 3.2.2.
     """
 
-    def __init__(self, n_embd, n_head, rng, window=None, p=0.0, out_std=0.02):
+    def __init__(self, n_embd, n_head, rng, window=None, p=0.0, out_std=0.02, turn=None):
+        if turn and n_embd // n_head % 2:
+            expected = f"heads of an even width, got {n_embd} / {n_head} = {n_embd // n_head}"
+            raise ValueError(f"n_embd: expected {expected}; try {n_embd + n_head}")
         self.qkv = Linear(n_embd, 3 * n_embd, rng)
         self.out = Linear(n_embd, n_embd, rng, std=out_std)
         self.dropout, self.n_head, self.window = Dropout(p, rng), n_head, window
+        self.turn = turn
 
     def forward(self, x, mask=None, state=None):
-        B, T, C = x.shape
-        heads = (B, T, self.n_head, C // self.n_head)
-        q, k, v = (z.reshape(heads).transpose((0, 2, 1, 3)) for z in split(self.qkv(x), 3, -1))
+        (B, T, C), H = x.shape, self.n_head
+        z = self.qkv(x).reshape((B, T, 3 * H, C // H))
+        if self.turn:
+            qk, v = split(z, [2 * H], 2)
+            q, k = split(self.turn(qk, positions(mask, state[2] if state else 0, T)), 2, 2)
+        else:
+            q, k, v = split(z, 3, 2)
+        q, k, v = (z.transpose((0, 2, 1, 3)) for z in (q, k, v))
         if state is not None:
             k, v, state = self.remember(k, v, state)
         y = attention(q, k, v, mask, self.window)

@@ -1,29 +1,62 @@
 """A language model: embedding, blocks, head. The mixers decide what kind it is."""
 
+from minigpt.engine.autograd import raw
 from minigpt.engine.device import module_of
 from minigpt.engine.ops import matmul, transpose
+from minigpt.nn.attention import positions
 from minigpt.nn.layers import Dropout, Embedding
 from minigpt.nn.module import Module
 
 
 class Block(Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)).  (B, T, C) -> (B, T, C), the mixer's state"""
+    """x + mixer(norm(x)), then x + mlp(norm(x)).  (B, T, C) -> (B, T, C), state
 
-    def __init__(self, norm1, mixer, norm2, mlp):
+    shift: token_shift, or None; by it the MLP sees the two tokens before. The state is the mixer's
+    and the last two inputs of the MLP.
+    """
+
+    def __init__(self, norm1, mixer, norm2, mlp, shift=None):
         self.norm1, self.mixer, self.norm2, self.mlp = norm1, mixer, norm2, mlp
+        self.shift = shift
 
     def forward(self, x, mask=None, state=None):
-        y, state = self.mixer(self.norm1(x), mask, state)
+        mixed, past = state or (None, None)
+        y, mixed = self.mixer(self.norm1(x), mask, mixed)
         x = x + y
-        return x + self.mlp(self.norm2(x)), state
+        h = self.norm2(x)
+        if self.shift:
+            h, past = self.shifted(h, mask, past)
+        return x + self.mlp(h), state and (mixed, past)
+
+    def shifted(self, x, mask, past):
+        """x behind the two inputs `past`, padding being zeros -> (y, the last two that are real)"""
+        xp, T = module_of(raw(x)), x.shape[1]
+        if mask is not None:
+            x = x * mask[:, -T:, None].astype(x.dtype)
+        y = self.shift(x, past)
+        if past is not None:
+            rows, last = slice(None), slice(T, None)
+            if mask is not None:
+                real = xp.concatenate([xp.ones((len(x), 2), int), mask[:, -T:]], 1) != 0
+                last = xp.sort(xp.where(real, xp.arange(T + 2), -1), 1)[:, -2:]
+                rows = xp.arange(len(x))[:, None]
+            past = xp.concatenate([past, raw(x)], 1)[rows, last].copy()
+        return y, past
+
+    def new_state(self, B, block_size):
+        """The mixer's empty state, and zeros."""
+        weight, past = self.norm1.weight.data, None
+        if self.shift:
+            past = module_of(weight).zeros((B, 2, len(weight)), weight.dtype)
+        return self.mixer.new_state(B, block_size), past
 
 
 class State:
-    """What a model remembers of the tokens read so far: each mixer's state; how many positions,
+    """What a model remembers of the tokens read so far: each block's state; how many positions,
     padding included; their mask (B, length), None without padding."""
 
-    def __init__(self, mixers):
-        self.mixers, self.mask, self.length = mixers, None, 0
+    def __init__(self, blocks):
+        self.blocks, self.mask, self.length = blocks, None, 0
 
 
 class LanguageModel(Module):
@@ -35,9 +68,8 @@ class LanguageModel(Module):
     Source: Radford et al. 2018; tied head: Press & Wolf 2017.
     """
 
-    def __init__(self, vocab_size, block_size, n_embd, blocks, norm, rng, p=0.0):
-        self.embedding = Embedding(vocab_size, n_embd, rng)
-        self.position = Embedding(block_size, n_embd, rng)
+    def __init__(self, vocab_size, block_size, n_embd, blocks, norm, rng, p=0.0, position=None):
+        self.embedding, self.position = Embedding(vocab_size, n_embd, rng), position
         self.dropout, self.blocks, self.norm = Dropout(p, rng), blocks, norm
         self.block_size = block_size
 
@@ -47,32 +79,31 @@ class LanguageModel(Module):
         if end > self.block_size:
             size = f"block_size = {self.block_size} tokens"
             raise ValueError(f"model: expected at most {size}, got {end}; start a new state")
-        mask, positions = self._places(ids, mask, past, state and state.mask)
-        x = self.dropout(self.embedding(ids) + self.position(positions))
+        mask = self._mask(ids, mask, past, state and state.mask)
+        x = self.embedding(ids)
+        if self.position:
+            x = x + self.position(positions(mask, past, ids.shape[1]))
+        x = self.dropout(x)
         for i, block in enumerate(self.blocks):
-            x, after = block(x, mask, state and state.mixers[i])
+            x, after = block(x, mask, state and state.blocks[i])
             if state:
-                state.mixers[i] = after
+                state.blocks[i] = after
         if state:
             state.mask, state.length = mask, end
         logits = matmul(self.norm(x), transpose(self.embedding.weight))
         return (logits, state) if state else logits
 
-    def _places(self, ids, mask, past, before):
-        """-> the mask of past and new tokens together, None if none is padding; the new positions.
-
-        Real tokens are numbered from 0; padding in front of them has position 0.
-        """
+    def _mask(self, ids, mask, past, before):
+        """-> the mask of past and new tokens together, None if none is padding"""
         xp, (B, T) = module_of(ids), ids.shape
         if mask is not None and mask.shape != (B, T):
             raise ValueError(f"model: expected a mask of shape {(B, T)}, got {mask.shape}")
         if mask is None and before is None:
-            return None, slice(past, past + T)
+            return None
         mask = xp.ones((B, T), int) if mask is None else mask
         before = xp.ones((B, past), int) if before is None else before
-        mask = xp.concatenate([before, mask], axis=1)
-        return mask, xp.clip(xp.cumsum(mask, axis=1) - 1, 0, None)[:, past:]
+        return xp.concatenate([before, mask], axis=1)
 
     def new_state(self, B):
         """The state before the first token of B texts."""
-        return State([block.mixer.new_state(B, self.block_size) for block in self.blocks])
+        return State([block.new_state(B, self.block_size) for block in self.blocks])

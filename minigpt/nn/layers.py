@@ -18,6 +18,8 @@ class Linear(Module):
 class Embedding(Module):
     """y = row ids of the table.  ids (...) -> (..., C)"""
 
+    table = True
+
     def __init__(self, n, n_embd, rng, std=0.02):
         self.weight = normal(rng, (n, n_embd), std)
 

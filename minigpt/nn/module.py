@@ -24,6 +24,7 @@ class Module:
     """
 
     training = True  # dropout asks
+    table = False  # a table of rows to look up, which Muon leaves to AdamW
 
     def __call__(self, *args, **options):
         return self.forward(*args, **options)
@@ -35,6 +36,12 @@ class Module:
             for i, child in found:
                 if isinstance(child, Module):
                     yield name if i is None else f"{name}.{i}", child
+
+    def modules(self):
+        """Yield this module and all below it."""
+        yield self
+        for _, child in self.children():
+            yield from child.modules()
 
     def named_parameters(self):
         """{name: Tensor}; a parameter used in two places is listed once, under its first name."""
@@ -66,9 +73,8 @@ class Module:
 
     def train(self, training=True):
         """Turn dropout on (or off) in this module and all below it; returns self."""
-        self.training = training
-        for _, child in self.children():
-            child.train(training)
+        for module in self.modules():
+            module.training = training
         return self
 
     def eval(self):
@@ -86,20 +92,33 @@ class Module:
 class Flat:
     """All parameters of a model as views of one vector `data`, all gradients of another, `grad`.
 
-    So an optimizer's step, clipping or saving is one call. The first `decayed` numbers are the
-    matrices, which weight decay shrinks; then come biases and norms. Slices start at 64 bytes.
+    So an optimizer's step, clipping or saving is one call. The first `hidden` numbers are the
+    matrices of hidden layers, places and shapes in `matrices`; up to `decayed` those of embeddings,
+    which weight decay may shrink as well; then come biases and norms. Slices start at 64 bytes.
     From here on p.data and p.grad stay what they are: write into them, never rebind them.
-    zeros(n, dtype) makes the vector of gradients, if several processes are to share it.
+    ranks (training/parallel.py): the processes that share the vector of gradients, None: no others.
     """
 
-    def __init__(self, model, zeros=None):
-        parameters = sorted(model.named_parameters().values(), key=lambda p: p.ndim < 2)
+    def __init__(self, model, ranks=None):
+        looked_up = {id(m.weight) for m in model.modules() if m.table}
+
+        def kind(p):
+            """0: a hidden matrix, 1: a table, 2: the rest"""
+            return 2 if p.ndim < 2 else int(id(p) in looked_up)
+
+        parameters = sorted(model.named_parameters().values(), key=kind)
         sizes = [-(-p.size // 16) * 16 for p in parameters]
         xp, dtype = module_of(parameters[0].data), parameters[0].dtype
-        self.data, self.grad = (make(sum(sizes), dtype) for make in (xp.zeros, zeros or xp.zeros))
-        self.decayed = sum(n for p, n in zip(parameters, sizes, strict=True) if p.ndim >= 2)
-        start = 0
+        self.ranks, zeros = ranks, ranks and ranks.zeros or xp.zeros
+        self.data, self.grad = (make(sum(sizes), dtype) for make in (xp.zeros, zeros))
+        self.hidden, self.decayed = (
+            sum(n for p, n in zip(parameters, sizes, strict=True) if kind(p) <= most)
+            for most in (0, 1)
+        )
+        start, self.matrices = 0, []
         for p, n in zip(parameters, sizes, strict=True):
             place, start = slice(start, start + p.size), start + n
             self.data[place] = p.data.reshape(-1)
             p.data, p.grad = self.data[place].reshape(p.shape), self.grad[place].reshape(p.shape)
+            if kind(p) == 0:
+                self.matrices.append((place, p.shape))

@@ -13,7 +13,7 @@ from safetensors.numpy import save as to_bytes
 
 from minigpt.engine.device import to_numpy
 
-KEY, VERSION = "minigpt", 1  # where the JSON stands in the header, and the layout it has
+KEY, VERSION = "minigpt", 2  # where the JSON stands in the header, and the layout it has
 
 
 class CheckpointError(ValueError):

@@ -24,23 +24,24 @@ class Config:
     """The options of train.py; the texts are its --help."""
 
     data: list = option(["manual"], "manual (this Python's documentation) or text files", nargs="+")
-    model: str = option("gpt", "the architecture", choices=["gpt"])
+    model: str = option("gpt", "gpt, or gpt2: GPT-2's own form", choices=["gpt", "gpt2"])
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
-    steps: int = option(3000, "number of updates; more take longer and end lower", (">=", 1))
+    minutes: float = option(3.0, "training time; more ends lower; sets --steps after 20", (">", 0))
+    steps: int = option(None, "number of updates, instead of --minutes", (">=", 1))
     n_layer: int = option(4, "blocks: more find deeper patterns, each costs its time", (">=", 1))
     n_head: int = option(4, "attention heads per block, 32 wide or more; divides n-embd", (">=", 1))
     n_embd: int = option(128, "width; raise it for longer texts and runs", (">=", 1))
-    block_size: int = option(64, "context length; longer ones learn later, then better", (">=", 1))
-    batch_size: int = option(16, "windows per update; more: slower, smoother steps", (">=", 1))
+    block_size: int = option(256, "context length; longer ones learn later, then better", (">=", 1))
+    batch_size: int = option(4, "windows per update; more: slower, smoother steps", (">=", 1))
     device: str = option("auto", "auto: a GPU if one answers", choices=["auto", "cpu", "gpu"])
     dropout: float = option(
         0.0, "probability of dropping; raise it for small texts", (">=", 0), ("<", 1)
     )
-    optimizer: str = option("adamw", "adamw, or sgd to compare", choices=[*OPTIMIZERS])
+    optimizer: str = option("muon", "muon; adamw or sgd to compare", choices=[*OPTIMIZERS])
     learning_rate: float = option(4e-3, "the peak rate; lower it if the loss jumps", (">", 0))
-    warmup: int = option(100, "steps to the peak rate; raise it if early losses jump", (">=", 0))
+    warmup: int = option(20, "steps to the peak rate; raise it if early losses jump", (">=", 0))
     schedule: str = option(
-        "linear", "the way down: linear to 0, cosine to a tenth", choices=[*SCHEDULES]
+        "stable", "stable: flat, then down to 0; cosine: to a tenth", choices=[*SCHEDULES]
     )
     weight_decay: float = option(
         0.1, "shrinks the weight matrices; raise it for small texts", (">=", 0)
@@ -50,7 +51,10 @@ class Config:
     workers: int = option(
         None, "processes that share a batch; default: as many as cores, if it pays", (">=", 1)
     )
-    eval_every: int = option(200, "steps between validations, samples and checkpoints", (">=", 1))
+    eval_every: int = option(100, "steps between validations, samples and checkpoints", (">=", 1))
+    patience: int = option(
+        5, "once the rate falls, stop after N validations without a new best", (">=", 1)
+    )
     seed: int = option(1337, "fixes weights, order of the text and samples", (">=", 0))
     plain: bool = option(False, "run the definitions without fast pairs: slower, same result")
 

@@ -2,8 +2,10 @@
 
 import math
 import signal
+import statistics
 import threading
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,9 @@ from minigpt.training.optim import clip, rate_at
 from minigpt.training.parallel import Alone
 
 NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
+STATE = ("step", "best", "stale", "recent")  # attributes that a checkpoint keeps
+EPOCHS = 6  # after more, validation gets worse on small texts (the picture in README)
+TIMED = 20  # steps that tell how many fit in --minutes
 
 
 def mean_loss(model, x, y, batch_size, ranks=None):
@@ -52,6 +57,7 @@ class Trainer:
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
         self.stopped = False  # by Ctrl-C
+        self.stale = 0  # validations since the best
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
@@ -63,7 +69,7 @@ class Trainer:
         loss, nats per token.  Raises FloatingPointError, the weights untouched, if loss or gradient
         is not finite."""
         c, xp, ranks = self.config, module_of(self.flat.data), self.ranks
-        rate = rate_at(self.step, c.steps, c.learning_rate, c.warmup, c.schedule)
+        rate = self.rate()
         self.step += 1
         # Dropout's stream is a function of these three: nothing to save, nor to share out.
         self.rng.bit_generator.state = np.random.PCG64((c.seed, self.step, ranks.rank)).state
@@ -84,6 +90,11 @@ class Trainer:
         self.recent += (loss - self.recent) * max(1 / self.step, 0.02)
         return loss
 
+    def rate(self):
+        """The learning rate of the next step; flat while --minutes are not yet steps."""
+        c = self.config
+        return rate_at(self.step, c.steps or math.inf, c.learning_rate, c.warmup, c.schedule)
+
     def _refuse(self, loss):
         """Raise FloatingPointError naming the step and the first parameter that is not finite."""
         named = self.model.named_parameters().items()
@@ -95,19 +106,24 @@ class Trainer:
         raise FloatingPointError(f"step {self.step}: loss {loss}, {bad}; {hint}")
 
     def run(self):
-        """Train up to config.steps, or until Ctrl-C; a checkpoint is written in any case."""
+        """Train up to config.steps, or until Ctrl-C or --patience is at its end; a checkpoint is
+        written in any case."""
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
         hide = True if self.ranks.rank else None  # None: unless the output is a terminal
         bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=hide, leave=False)
-        previous = signal.getsignal(signal.SIGINT)
+        previous, times = signal.getsignal(signal.SIGINT), []
         if self.ranks.rank == 0:  # the others ignore it, and end when rank 0 does
             signal.signal(signal.SIGINT, self._interrupt)
         try:
-            while self.step < c.steps and not self.stopped:
+            while not self.stopped and self.step != c.steps and self.stale < c.patience:
                 start = time.perf_counter()
                 with np.errstate(over="ignore", invalid="ignore"):  # train_step looks itself
                     self.train_step()
                 self.seconds += (took := time.perf_counter() - start)
+                times.append(took)
+                if c.steps is None:
+                    self.plan(times)
+                    bar.total = c.steps
                 bar.set_postfix_str(f"loss {self.recent:.3f}, {tokens / took:,.0f} tokens/s", False)
                 bar.update()
                 if self.step % c.eval_every == 0 or self.step == c.steps:
@@ -117,6 +133,24 @@ class Trainer:
         finally:
             bar.close()
             signal.signal(signal.SIGINT, previous)
+
+    def plan(self, times):
+        """After TIMED steps, or a tenth of the time, set config.steps to what fits in
+        config.minutes if a step takes the median of these, but to no more than EPOCHS; rank 0 has
+        the clock."""
+        c, steps, whole = self.config, None, 60 * self.config.minutes
+        if len(times) == TIMED or self.seconds > whole / 10:
+            steps = self.step + max(0, round((whole - self.seconds) / statistics.median(times)))
+        c.steps = self.ranks.all_gather(steps)[0]
+        if not c.steps:
+            return
+        most = max(self.step, EPOCHS * len(self.stream) // c.batch_size)
+        why = f"fit in {c.minutes:g} min"
+        if c.steps > most:
+            c.steps = most
+            why = f"read this text {EPOCHS} times, more learns it by heart; --steps N insists"
+        if self.ranks.rank == 0:
+            tqdm.write(f"{'':<14} {c.steps} steps {why}")
 
     def _interrupt(self, *_):
         if self.stopped:  # a second Ctrl-C does not wait for the step
@@ -130,6 +164,8 @@ class Trainer:
         if not math.isfinite(loss):
             self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
+        waits = loss < best or self.rate() == c.learning_rate  # a flat rate ends in a plateau
+        self.stale = 0 if waits else self.stale + 1
         if self.ranks.rank:
             return
         if loss < best:
@@ -145,10 +181,11 @@ class Trainer:
     def save(self, name):
         """Write OUT/name.safetensors: weights, moments, and where the stream of batches stands."""
         moments = {f"optimizer.{name}": array for name, array in self.optimizer.moments.items()}
-        state = {"step": self.step, "best": self.best, "recent": self.recent}
-        state["stream"] = self.stream.position
+        state = {name: getattr(self, name) for name in STATE}
+        about = {"config": asdict(self.config) | {"out": None}}  # the folder may move
+        about |= {"state": state | {"stream": self.stream.position}}
         arrays = self.model.state_dict() | moments
-        checkpoint.save(self.out / f"{name}.safetensors", arrays, self.about | {"state": state})
+        checkpoint.save(self.out / f"{name}.safetensors", arrays, self.about | about)
 
     def restore(self, arrays, about):
         """Continue from a loaded checkpoint as if the run had never stopped."""
@@ -156,5 +193,6 @@ class Trainer:
         self.model.load_state_dict(checkpoint.weights(arrays))
         for name, moment in self.optimizer.moments.items():
             moment[...] = module_of(moment).asarray(arrays[f"optimizer.{name}"])
-        self.step, self.best, self.recent = state["step"], state["best"], state["recent"]
         self.stream.position = state["stream"]
+        for name in STATE:
+            setattr(self, name, state[name])

@@ -4,10 +4,13 @@ gpt, large, long   a training step, beside the matrix products that it cannot do
 pairs              the step of gpt without each fast pair, and without the tuned allocator
 sampling, gpt2     tokens/s of generated text, beside nanoGPT and Hugging Face
 import             seconds
+budgets            the loss of the default after 13 s to 5 minutes: 20 minutes
+ablation           what each part of the default brings, 66 s each: a quarter of an hour
+scale              loss against size, for equal tokens and equal seconds; overfitting; scale.svg
 readme             measures nothing: puts the tables of results.json into README.md
 
 All but readme by default. Run it on an idle machine: ratios are the figures, times differ between
-machines. Needs PyTorch and transformers.
+machines. Needs PyTorch, transformers and matplotlib.
 """
 
 import argparse
@@ -15,7 +18,7 @@ from importlib.util import find_spec
 
 from tests.benchmarks import tables
 from tests.benchmarks.measure import ROOT, machine
-from tests.benchmarks.suite import BENCHMARKS
+from tests.benchmarks.suite import BENCHMARKS, LEARNING
 
 
 def main():
@@ -23,22 +26,34 @@ def main():
     parser = argparse.ArgumentParser("python -m tests.benchmarks", **form)
     parser.add_argument("names", nargs="*", metavar="NAME", help="which (default: all)")
     parser.add_argument("--rounds", type=int, help="turns of each competitor after the warm-up")
+    parser.add_argument(
+        "--seconds", type=float, help="of each run of ablation and scale; nanoGPT's time"
+    )
+    parser.add_argument("--data", default="manual", help="their text: manual (default) or a file")
     args = parser.parse_args()
-    if args.names != ["readme"] and not all(map(find_spec, ("torch", "transformers"))):
-        parser.error("needs PyTorch and transformers: pip install -e '.[dev]'")
+    if args.names != ["readme"] and not all(
+        map(find_spec, ("torch", "transformers", "matplotlib"))
+    ):
+        parser.error("needs PyTorch, transformers and matplotlib: pip install -e '.[dev]'")
     if args.rounds is not None and args.rounds < 2:
         parser.error("--rounds: a spread needs at least 2")
     for name in args.names:
-        if name not in (known := [*BENCHMARKS, "readme"]):
+        if name not in (known := [*BENCHMARKS, *LEARNING, "readme"]):
             parser.error(f"expected one of {', '.join(known)}, got {name!r}")
-    for name in args.names or BENCHMARKS:
+    for name in args.names or [*BENCHMARKS, *LEARNING]:
         if name == "readme":
             readme = ROOT / "README.md"
             text = tables.fill(readme.read_text(encoding="utf-8"), tables.load())
             readme.write_text(text, encoding="utf-8")
             continue
-        benchmark, usual = BENCHMARKS[name]
-        tables.save(name, benchmark(rounds=args.rounds or usual) | {"machine": machine()})
+        if name in BENCHMARKS:
+            benchmark, usual = BENCHMARKS[name]
+            result = benchmark(args.rounds or usual)
+        else:  # last, and here: from now on this process has NumPy, see measure.py
+            from tests.benchmarks import learning
+
+            result = getattr(learning, name)(args.data, args.seconds or LEARNING[name])
+        tables.save(name, result | {"machine": machine()})
         print(f"\n{name}\n\n{tables.render(name, tables.load()[name])}", flush=True)
 
 

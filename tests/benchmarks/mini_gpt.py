@@ -11,7 +11,7 @@ from minigpt.engine import device, fast_numpy
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
-from minigpt.nn.gpt import GPT, GPTConfig, hugging_face_name
+from minigpt.nn.gpt import MODELS, GPTConfig, hugging_face_name
 from minigpt.nn.module import Flat
 from minigpt.training import parallel
 from minigpt.training.optim import AdamW, clip
@@ -19,8 +19,8 @@ from tests.benchmarks import competitor
 from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
 
 
-def build(shape):
-    model = GPT(GPTConfig(**shape), np.random.default_rng(0))
+def build(shape, form="gpt2"):
+    model = MODELS[form](GPTConfig(**shape), np.random.default_rng(0))
     for name, p in model.named_parameters().items():
         p.data[...] = competitor.array(hugging_face_name(name), p.shape)
     return model
@@ -33,15 +33,15 @@ def do_without(name):
         vars(fast_numpy).pop(f"{name}_forward", None)
 
 
-def train(shape, batch, workers=1, definitions=False, without=""):
+def train(shape, batch, workers=1, definitions=False, without="", form="gpt2"):
     do_without(without)
-    parallel.run(workers, work, shape, batch, definitions)
+    parallel.run(workers, work, shape, batch, definitions, form)
 
 
-def work(ranks, shape, batch, definitions):
+def work(ranks, shape, batch, definitions, form):
     """What every rank does; rank 0 alone listens and answers."""
-    model = build(shape)
-    flat = Flat(model, zeros=ranks.zeros)
+    model = build(shape, form)
+    flat = Flat(model, ranks)
     optimizer, numbers = AdamW(flat, DECAY, BETAS), itertools.count(1)
     mine = slice(ranks.rank, None, ranks.size)
 

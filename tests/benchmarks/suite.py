@@ -41,15 +41,18 @@ def training(kinds, shape, batch, steps, rounds):
 
 
 def pairs(rounds):
-    """The step of gpt without each of its fast pairs, and how much longer it takes; cross-entropy
-    also for the vocabulary of a Chinese text, and a sampled token without those that it uses."""
+    """The step of GPT-2's form without each of its fast pairs, and how much longer it takes;
+    cross-entropy also for the vocabulary of a Chinese text; the pairs that only `--model gpt` uses;
+    and a sampled token without those that it uses."""
     pairs, step = ["linear", "layer_norm", "gelu", "attention"], {"shape": SMALL, "batch": 12}
     chinese = step | {"shape": SMALL | {"vocab_size": 4000}}
     text = {"shape": SMALL | {"block_size": 512}, "prompt": 1}
+    recipe = {"shape": SMALL | {"block_size": 256}, "batch": 4, "form": "gpt"}
     rows = {}
     for title, task, options, left_out, arguments, units in (
         ("a step", "train", step, [*pairs, "cross_entropy", "keep_pages"], [10], 1),
         ("a step, V 4,000", "train", chinese, ["cross_entropy"], [10], 1),
+        ("a step of gpt", "train", recipe, ["relu2", "rotary"], [10], 1),
         ("a sampled token", "sample", text, pairs, [1, 500, False], 500),
     ):
         commands = {n: ("mini_gpt", task, options | {"without": n}) for n in ("", *left_out)}
@@ -128,3 +131,8 @@ BENCHMARKS = {  # name: function of the number of rounds, and their usual number
     "gpt2": (gpt2, 5),
     "import": (imports, 5),
 }
+LEARNING = {
+    "budgets": 66,
+    "ablation": 66,
+    "scale": 40,
+}  # functions of learning.py: usual seconds of each run

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 from tests.benchmarks.suite import FLOOR, HUGGING_FACE, TORCH
 
@@ -91,7 +92,58 @@ def imports(result):
     yield ""
 
 
+def budgets(result):
+    lines = []
+    for seconds, steps, losses in result["rows"]:
+        line = [f"{mean(seconds):.0f} s", f"{mean(steps):,.0f}", f"{mean(losses):.3f}"]
+        lines.append([*line, ", ".join(f"{loss:.3f}" for loss in losses)])
+    head = ["training time", "steps", "nats per character", "of each seed"]
+    yield table(head, *lines)
+    yield f"The text is {result['data']}; the loss that of its whole validation split at the end."
+
+
+def ablation(result):
+    lines, before = [], None
+    for name, row in result["rows"].items():
+        change = "" if before is None else f"{row['loss'] - before:+.3f}"
+        lines.append(ablated(name, change, row))
+        before = row["loss"]
+    for name, row in result["left_out"].items():
+        lines.append(ablated(f"with {name}: left out", f"{row['loss'] - before:+.3f}", row))
+    head = ["each row adds to those above", "nats per character", "change"]
+    yield table([*head, "tokens/s", "steps", "parameters"], *lines)
+    yield f"The text is {result['data']}; the loss that of its whole validation split."
+
+
+def ablated(name, change, row):
+    figures = f"{row['tokens_per_s']:,.0f}", f"{row['steps']:,}", f"{row['parameters']:,}"
+    return [name, f"{row['loss']:.3f}", change, *figures]
+
+
+def scale(result):
+    lines, seconds = [], f"{result['seconds']:g} s"
+    for n_layer, n_embd, tokens, timed in result["sizes"]:
+        line = [f"{n_layer} x {n_embd}", f"{tokens['parameters']:,}"]
+        for row in (tokens, timed):
+            line += [f"{row['loss']:.3f}", f"{row['seconds']:.0f}", f"{row['steps']:,}"]
+        lines.append(line)
+    head = ["layers x width", "parameters"]
+    for what in ("equal tokens", f"equal time, {seconds}"):
+        head += [f"loss, {what}", "s", "steps"]
+    yield table(head, *lines)
+    small, best = result["small"], min(result["small"]["curve"], key=lambda row: row[2])
+    at = "{} ({:.3f}; training {:.3f})"
+    (step, train, loss), (end, last_train, last) = best, small["curve"][-1]
+    said = f"Of the first {small['characters']:,} characters alone, validation is best at step "
+    said += f"{at.format(step, loss, train)}, then rises to {at.format(end, last, last_train)}; "
+    stops = f"stops at step {small['stop']}" if small["stop"] else "does not stop it"
+    yield f"The text is {result['data']}. {said}`--patience` {stops}."
+
+
 KINDS = {
+    "budgets": budgets,
+    "ablation": ablation,
+    "scale": scale,
     "pairs": pairs,
     "sampling": sampling,
     "gpt2": sampling,

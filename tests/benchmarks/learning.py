@@ -1,0 +1,213 @@
+"""What parts, sizes and texts are worth: models that differ in one thing learn the same text."""
+
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from minigpt.datasets import text
+from minigpt.datasets.tokenizers import CharTokenizer
+from minigpt.engine import device, functional
+from minigpt.engine.autograd import raw, record
+from minigpt.engine.ops import concatenate, reshape
+from minigpt.nn.gpt import GPT, GPTConfig
+from minigpt.nn.layers import Linear
+from minigpt.nn.module import Flat, Module
+from minigpt.training import parallel
+from minigpt.training.config import Config
+from minigpt.training.optim import OPTIMIZERS
+from minigpt.training.trainer import Trainer
+from tests.benchmarks import measure
+
+GPT2 = {"turn": None, "activation": "gelu", "shift": None}  # formulas by name
+NANOGPT = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
+NANOGPT |= {"optimizer": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup": 100}
+DEFAULT = Config()
+LADDER = {  # each row adds to those above it: parts of the model, options of the run
+    "GPT-2's form, nanoGPT's CPU preset, AdamW": (GPT2, NANOGPT),
+    "rate and schedule of the default": (
+        {},
+        {name: getattr(DEFAULT, name) for name in ("learning_rate", "schedule", "warmup")},
+    ),
+    "Muon": ({}, {"optimizer": "muon"}),
+    "rotary positions": ({"turn": "rotary"}, {}),
+    "token shift": ({"shift": "token_shift"}, {}),
+    "ReLU^2": ({"activation": "relu2"}, {}),
+    "longer context, fewer texts: `train.py`": (
+        {},
+        {"block_size": DEFAULT.block_size, "batch_size": DEFAULT.batch_size},
+    ),
+}
+LEFT_OUT = ["QK-norm", "RMSNorm", "no biases", "zero-initialised projections"]
+SIZES = [(1, 64), (2, 96), (4, 128), (4, 192), (6, 256)]  # layers, width
+STEPS = 300  # for equal tokens
+SMALL_TEXT = 50_000  # characters
+
+
+def rms_norm(x):
+    """y = x / sqrt(mean x^2) over the last axis.  Source: Zhang & Sennrich 2019, without a gain"""
+    a = raw(x)
+    scale = ((np.vecdot(a, a) / a.shape[-1] + 1e-5) ** -0.5)[..., None]
+    y = a * scale
+
+    def backward(dy):
+        return (scale * (dy - y * (np.vecdot(dy, y) / y.shape[-1])[..., None]),)
+
+    return record(y, (x,), backward)
+
+
+class RMSNorm(Module):
+    """In the place of a LayerNorm."""
+
+    def __init__(self, norm):
+        self.weight = norm.weight
+
+    def forward(self, x):
+        return rms_norm(x) * self.weight
+
+
+class QKNorm(Module):
+    """After the linear layer of attention: queries and keys of length sqrt(D). Turning them later
+    does not change that. Source: Henry et al. 2020, arXiv 2010.04245."""
+
+    def __init__(self, linear, n_head):
+        self.linear, self.n_head = linear, n_head
+
+    def forward(self, x):
+        z = self.linear(x)
+        heads = reshape(z, (*z.shape[:-1], 3, self.n_head, -1))
+        parts = concatenate([rms_norm(heads[..., :2, :, :]), heads[..., 2:, :, :]], -3)
+        return reshape(parts, z.shape)
+
+
+def change(model, part):
+    """Put a part that the default does without into a model."""
+    if part == "RMSNorm":
+        model.norm = RMSNorm(model.norm)
+    for block in model.blocks:
+        if part == "RMSNorm":
+            block.norm1, block.norm2 = RMSNorm(block.norm1), RMSNorm(block.norm2)
+        if part == "QK-norm":
+            block.mixer.qkv = QKNorm(block.mixer.qkv, block.mixer.n_head)
+        if part == "zero-initialised projections":
+            for linear in (block.mixer.out, block.mlp.down):
+                linear.weight.data[...] = 0
+    for module in model.modules():
+        if part == "no biases" and isinstance(module, Linear):
+            module.bias = None
+
+
+def learn(data, parts=None, added="", characters=None, **options):
+    """Train as train.py does, one process per core -> {"loss": of the whole validation split after
+    the last step, "steps", "seconds", "tokens_per_s", "parameters", "curve"}"""
+    with TemporaryDirectory() as out:
+        return parallel.run(
+            measure.cores(), work, data, parts or {}, added, characters, options, out
+        )
+
+
+def work(ranks, data, parts, added, characters, options, out):
+    """The program of every rank of learn()."""
+    device.keep_pages()
+    usual = {"eval_every": 10**6, "patience": 10**6}  # once, at the end, which is all windows
+    c, rng = Config(**usual | options), np.random.default_rng(options.get("seed", 1337))
+    corpus = text.load([data], measure.ROOT / "data")[:characters]
+    tokenizer = CharTokenizer.train(corpus)
+    train, validation = text.split(tokenizer.encode(corpus), c.block_size)
+    shape = {name: getattr(c, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
+    parts = {part: name and getattr(functional, name) for part, name in parts.items()}
+    model = GPT(GPTConfig(tokenizer.vocab_size, **shape), rng, **parts)
+    change(model, added)
+    optimizer = OPTIMIZERS[c.optimizer](Flat(model, ranks), c.weight_decay)
+    curve, windows = [], text.windows_in_order(validation, c.block_size)
+    trainer = Trainer(
+        model, optimizer, text.Windows(train, c.block_size, c.seed), windows, c, rng, out, {},
+        lambda run, loss, best: curve.append((run.step, run.recent, loss)), ranks,
+    )  # fmt: skip
+    trainer.run()
+    tokens = trainer.step * c.batch_size * c.block_size
+    return {
+        "loss": curve[-1][2] if curve else None,  # on rank 0
+        "steps": trainer.step,
+        "seconds": trainer.seconds,
+        "tokens_per_s": tokens / trainer.seconds,
+        "parameters": model.parameter_count(),
+        "curve": curve,
+    }
+
+
+def ablation(data, seconds):
+    """From GPT-2's form to the default, one part at a time; then the default with what it lacks."""
+    rows, parts, options = {}, {}, {"minutes": seconds / 60}
+    for name, (more_parts, more_options) in LADDER.items():
+        parts, options = parts | more_parts, options | more_options
+        rows[name] = learn(data, parts, **options)
+        print(f"{name}: {rows[name]['loss']:.4f}", flush=True)
+    left_out = {name: learn(data, parts, name, **options) for name in LEFT_OUT}
+    return {"data": str(data).split("/")[-1], "rows": rows, "left_out": left_out}
+
+
+def budgets(data, seconds):
+    """The default for a fifth, a third and all of nanoGPT's time, for 3 and for 5 minutes; from
+    three seeds each but the longest."""
+    rows = []
+    for s in (seconds / 5, seconds / 3, seconds, 180, 300):
+        seeds = (1337, 1, 2) if s <= 180 else (1337,)
+        runs = [learn(data, minutes=s / 60, seed=seed) for seed in seeds]
+        rows.append([[run[key] for run in runs] for key in ("seconds", "steps", "loss")])
+        print(*rows[-1], flush=True)
+    return {"data": str(data).split("/")[-1], "rows": rows}
+
+
+def scale(data, seconds):
+    """Five sizes, for as many tokens and for as long; then a text that is too small."""
+    rows = []
+    for n_layer, n_embd in SIZES:
+        shape = {"n_layer": n_layer, "n_embd": n_embd, "n_head": n_embd // 32}
+        tokens = learn(data, **shape, steps=STEPS)
+        rows.append([n_layer, n_embd, tokens, learn(data, **shape, minutes=seconds / 60)])
+        print(f"{shape}: {rows[-1][2]['loss']:.4f} {rows[-1][3]['loss']:.4f}", flush=True)
+    c = Config(steps=1500, eval_every=100)
+    small = learn(data, characters=SMALL_TEXT, steps=c.steps, eval_every=c.eval_every)
+    flat = c.warmup + 0.4 * (c.steps - c.warmup)  # until there the rate has not fallen
+    stop = stopped(small["curve"], c.patience, flat)
+    result = {"data": str(data).split("/")[-1], "seconds": seconds, "sizes": rows}
+    result |= {"small": small | {"characters": SMALL_TEXT, "stop": stop}}
+    draw(result)
+    return result
+
+
+def stopped(curve, patience, flat):
+    """The step at which `patience` validations in a row, those up to step `flat` not counted, were
+    no new best; None if never."""
+    best, stale = float("inf"), 0
+    for step, _, loss in curve:
+        best, stale = min(best, loss), 0 if loss < best or step <= flat else stale + 1
+        if stale == patience:
+            return step
+    return None
+
+
+def draw(result):
+    """scale.svg beside this file: loss against parameters, and the gap on a small text."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "minigpt"  # the same figures, the same file
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+    size = [row[2]["parameters"] for row in result["sizes"]]
+    for column, label in ((2, f"{STEPS} steps each"), (3, f"{result['seconds']:g} s each")):
+        left.semilogx(size, [row[column]["loss"] for row in result["sizes"]], "o-", label=label)
+    left.set(xlabel="parameters", ylabel="validation loss, nats per character", title="Scale")
+    small = result["small"]
+    steps, training, validation = zip(*small["curve"], strict=True)
+    right.plot(steps, training, label="training")
+    right.plot(steps, validation, label="validation")
+    if small["stop"]:
+        right.axvline(small["stop"], color="grey", ls=":", label="--patience stops")
+    right.set(xlabel="step", title=f"Overfitting: {small['characters']:,} characters")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(measure.ROOT / "tests/benchmarks/scale.svg", metadata={"Date": None})
