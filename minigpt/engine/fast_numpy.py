@@ -122,6 +122,7 @@ def _turns(T, D, base, dtype):
 
 def rotary_forward(x, positions, base=1e4):
     """A pair is a complex number, to turn it one product (7 to 11 % of a step of `--model gpt`)."""
+    # Tables of 2, 4, 8, ... positions: a text that grows token by token makes few of them.
     end = positions.stop if isinstance(positions, slice) else positions.max(initial=0) + 1
     turns = _turns(1 << int(end).bit_length(), x.shape[3], base, x.dtype)[positions]
     return (_complex(x) * turns).view(x.dtype), turns

@@ -22,8 +22,8 @@ class Attention(Module):
 
     The state is (keys, values, n): arrays (B, H, block_size, D) of which the first n positions are
     filled; a call with a state appends its T positions and attends to all. mask (B, n + T), 0 =
-    padding. No gradient flows through a state. turn: rotary, or None; it gives
-    queries and keys their positions. Source: Vaswani et al. 2017, section 3.2.2.
+    padding. No gradient flows through a state. turn: rotary, which gives queries and keys their
+    positions, or None. Source: Vaswani et al. 2017, section 3.2.2.
     """
 
     def __init__(self, n_embd, n_head, rng, window=None, p=0.0, out_std=0.02, turn=None):

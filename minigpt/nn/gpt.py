@@ -1,6 +1,6 @@
-"""GPT-2's form of the Transformer: config, counts, and Hugging Face's names for its weights.
+"""GPT, the recipe, and GPT-2, the form it comes from: config, counts, Hugging Face's names.
 
-Source: Radford et al. 2019, section 2.3: pre-LayerNorm, learned positions, tanh-GELU, tied head,
+GPT-2 (Radford et al. 2019, section 2.3): pre-LayerNorm, learned positions, tanh-GELU, tied head,
 residual projections that start smaller by 1 / sqrt(2 n_layer). Attention weights are not dropped.
 """
 
@@ -73,9 +73,10 @@ class GPT(LanguageModel):
         """FLOPs to train on one token: 6 per weight in a matrix product (2 forward, 4 backward),
         and attention's causal 6 L C T, half of 12. Source: Kaplan et al. 2020, section 2.1.
         """
-        weights = sum(p.size for p in self.named_parameters().values() if p.ndim == 2)
+        c, matrices = self.config, [p for p in self.named_parameters().values() if p.ndim == 2]
+        weights = sum(p.size for p in matrices)
         weights -= self.position.weight.size if self.position else 0
-        return 6 * weights + 6 * len(self.blocks) * self.embedding.weight.shape[1] * self.block_size
+        return 6 * weights + 6 * c.n_layer * c.n_embd * c.block_size
 
 
 class GPT2(GPT):

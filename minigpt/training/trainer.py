@@ -57,7 +57,7 @@ class Trainer:
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
         self.stopped = False  # by Ctrl-C
-        self.stale = 0  # validations since the best
+        self.stale = 0  # validations since the best, while the rate falls
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
@@ -164,8 +164,8 @@ class Trainer:
         if not math.isfinite(loss):
             self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
-        waits = loss < best or self.rate() == c.learning_rate  # a flat rate ends in a plateau
-        self.stale = 0 if waits else self.stale + 1
+        flat = self.rate() == c.learning_rate  # it ends in a plateau, from which the fall leads out
+        self.stale = 0 if loss < best or flat else self.stale + 1
         if self.ranks.rank:
             return
         if loss < best:
