@@ -128,6 +128,10 @@ def test_orthogonal_keeps_directions_and_levels_their_sizes(shape):
     # s^2 is rounded at 6e-8, and each turn lifts small ones by up to 3.4^2
 
 
+def test_orthogonal_of_zeros_is_zeros():
+    assert not orthogonal(np.zeros((3, 5), np.float32)).any()
+
+
 def test_adamw_equals_pytorchs():
     torch = pytest.importorskip("torch")
     runs = updated(lambda flat: AdamW(flat, 0.2, betas=(0.8, 0.95)))
@@ -179,7 +183,9 @@ def test_schedules_go_from_one_to_their_floor():
 def test_the_rate_climbs_in_a_line_to_its_peak_and_falls_from_there(schedule, last):
     rates = [rate_at(step, 10, 0.2, 4, schedule) for step in range(10)]
     assert rates[:5] == pytest.approx([0.05, 0.1, 0.15, 0.2, 0.2], rel=1e-12)
-    assert all(a >= b for a, b in zip(rates[4:], rates[5:], strict=False))
+    falling = rates[6:] if schedule == "stable" else rates[4:]  # flat before, up to 40 %
+    assert rates[6] == rates[4] or schedule == "cosine"
+    assert all(a > b for a, b in zip(falling, falling[1:], strict=False))
     assert rates[-1] == pytest.approx(last, rel=1e-4)  # 0.1 + 0.45 (1 + cos(5/6 pi)), to 5 figures
 
 
