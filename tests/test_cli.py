@@ -117,17 +117,8 @@ train.main()
 
 
 def test_a_run_without_a_new_best_stops_by_itself_and_goes_on_to_its_end(folder, capsys):
-    words = [
-        "--data",
-        "text.txt",
-        *SMALL,
-        "--steps",
-        "400",
-        "--patience",
-        "2",
-        "--eval-every",
-        "10",
-    ]
+    words = ["--data", "text.txt", *SMALL]
+    words += "--steps 400 --patience 2 --eval-every 10".split()
     train.main([*words, "--learning-rate", "0.1"])  # where it jumps to and fro
     printed = capsys.readouterr().out
     step = int(re.search(r"step (\d+): no new best in 2 validations; ", printed)[1])
@@ -354,6 +345,12 @@ def test_interactive_answers_line_by_line_until_the_input_ends(trained, capsys, 
 
 def test_without_a_prompt_the_model_begins_by_itself(trained, capsys):
     assert len(said(capsys, trained, "--prompt", "", "--tokens", 20).out) == 21
+
+
+def test_a_model_of_another_version_is_told_in_one_line(folder, trained, capsys, monkeypatch):
+    monkeypatch.setattr(sample, "MODELS", {"lstm": None})
+    error = mistake(sample.main, [str(trained), "--prompt", "the"], capsys, folder)
+    assert "best.safetensors: expected a model of lstm, got gpt; update" in error
 
 
 def test_a_folder_means_the_best_checkpoint_in_it(folder, trained, capsys):

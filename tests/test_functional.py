@@ -302,6 +302,13 @@ def test_bias_passed_by_name_gets_its_gradient():
 
 
 @pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
+def test_relu2_of_what_is_no_number_is_none(mode):
+    with mode():
+        y = functional.relu2(Tensor(np.array([np.nan, -1.0, 2.0]))).data
+    np.testing.assert_array_equal(y, [np.nan, 0, 4])
+
+
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
 @pytest.mark.parametrize("cut", [1, 2, 3])
 def test_token_shift_behind_a_past_is_that_of_the_whole_text(cut, mode):
     x = draw(2, 6, 8)
