@@ -1,12 +1,14 @@
-"""Let a trained model write.
+"""Let a trained model write, or classify.
 
 python sample.py                                   the newest run in out/ writes
 python sample.py --prompt "The with statement"     ... and goes on from your words
 python sample.py out/manual-gpt --interactive      a prompt per line, until Ctrl-D
+python sample.py out/credit-gpt --input new.csv    a classifier: probabilities; without, its report
 """
 
 import argparse
 import contextlib
+import csv
 import os
 import sys
 from pathlib import Path
@@ -16,9 +18,12 @@ import numpy as np
 from minigpt.datasets.tokenizers import tokenizer_from
 from minigpt.engine import device
 from minigpt.generate import stream
-from minigpt.nn.gpt import MODELS, GPTConfig
+from minigpt.nn.families import MODELS, language_model
+from minigpt.nn.gpt import GPTConfig
 from minigpt.training import checkpoint
 from minigpt.training.config import Parser, number
+
+FOLDER = Path(__file__).resolve().parent / "data"
 
 
 def options():
@@ -50,6 +55,8 @@ def options():
         default="auto",
         help="auto: a GPU if one answers (default auto)",
     )
+    add("--input", metavar="FILE", help="a classifier: print the probabilities of these rows, "
+        "images or sounds (.csv, .npy, .wav); default: its report on held-out data")  # fmt: skip
     return parser
 
 
@@ -60,7 +67,11 @@ def main(words=None):
     try:
         library, _ = device.select(args.device)
         run = args.run or newest()
-        model, tokenizer = load(run, library)
+        model, tokenizer, about = load(run, library)
+        if "examples" in about:
+            return classify(model, about, args.input)
+        if args.input:
+            raise ValueError(f"--input: expected a classifier, {run} writes; use --prompt")
         if args.prompt is None and not args.interactive:
             piped = sys.stdin and not sys.stdin.isatty()
             args.prompt = sys.stdin.read().rstrip("\n") if piped else ""
@@ -103,8 +114,30 @@ def newest():
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
+def classify(model, about, path):
+    """Print the probability of each class for what is in the file, or the held-out report."""
+    from minigpt.datasets import tables
+    from minigpt.training.scores import held_out, probabilities
+
+    run, e = about["config"], about["examples"]
+    if path is None:
+        held = tables.load(run["data"][0], run["target"], run["seed"], FOLDER)
+        if held.crc() != about["data"]:
+            raise ValueError(f"{run['data'][0]}: not what this run has read; restore it")
+        return print("\n".join(held_out(model, held)))
+    encoder = tables.encoder_from(e["encoder"])
+    p = probabilities(model, encoder.encode(path))
+    for column, values in getattr(encoder, "unseen", {}).items():
+        new = ", ".join(f"{value} ({n} rows)" for value, n in values.items())
+        print(f"sample.py: {path}: column {column}: not seen in training: {new}", file=sys.stderr)
+    out = csv.writer(sys.stdout, lineterminator="\n")
+    out.writerow(["likeliest", *e["classes"]])
+    for row in p:
+        out.writerow([e["classes"][row.argmax()], *(f"{value:.4f}" for value in row)])
+
+
 def load(path, library):
-    """A run's folder or a checkpoint -> model, tokenizer"""
+    """A run's folder or a checkpoint -> model, tokenizer (None of a classifier), about"""
     path = Path(path)
     if path.is_dir():
         best = path / "best.safetensors"  # there is none before the first validation
@@ -112,10 +145,16 @@ def load(path, library):
     arrays, about = checkpoint.load(path)
     if (name := about["config"]["model"]) not in MODELS:
         raise ValueError(f"{path}: expected a model of {', '.join(MODELS)}, got {name}; update")
-    model = MODELS[name](GPTConfig(**about["model"]), np.random.default_rng(0))
+    shape, rng = GPTConfig(**about["model"]), np.random.default_rng(0)
+    if e := about.get("examples"):
+        from minigpt.nn.classifier import classifier
+
+        model, tokenizer = classifier(e["kind"], name, e["shape"], shape, rng), None
+    else:
+        model, tokenizer = language_model(name, shape, rng), tokenizer_from(about["tokenizer"])
     model.to(library).eval()
     model.load_state_dict(checkpoint.weights(arrays))
-    return model, tokenizer_from(about["tokenizer"])
+    return model, tokenizer, about
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python train.py                a GPT learns to write from the documentation of this Python
 python train.py --data FILE    ... from a text of your own
+python train.py --data digits --model conv    a CNN learns to read digits; see README for more
 python train.py --resume       continue a run that was stopped, as if it never had been
 """
 
@@ -23,7 +24,8 @@ from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine import device
 from minigpt.engine.autograd import plain
 from minigpt.generate import stream
-from minigpt.nn.gpt import MODELS, GPTConfig
+from minigpt.nn.families import language_model
+from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.training import checkpoint, parallel
 from minigpt.training.config import Config, Parser, add_options
@@ -51,34 +53,39 @@ def main(words=None):
     add_options(parser)
     given = vars(parser.parse_args(words))
     try:
-        config, out, saved = configure(given.pop("resume"), given.pop("overwrite"), given)
+        kind, config, out, saved = configure(given.pop("resume"), given.pop("overwrite"), given)
         library, found = device.select(config.device)
         most = 4 * parallel.physical_cores() if library is np else 1
         if (asked := given.get("workers", 1)) > most:
             raise ValueError(f"--workers: expected at most {most} here, got {asked}; leave it out")
-        tokenizer, crc, train, validation, to_beat = preprocess(config, saved)
-        model, rng = build(config, tokenizer, library, found)
+        task = (Writing if kind == "text" else Sorting)(config)  # 1 preprocess
+        if saved and saved[1]["data"] != task.crc:
+            raise ValueError("--data: not what this run has read; restore it, or start anew")
+        model, rng = build(config, task, library, found)
     except (ValueError, OSError, MemoryError) as error:
         parser.error(str(error))
     try:
         with plain() if config.plain else contextlib.nullcontext():
-            windows = initialise(config, model, validation, tokenizer)
+            windows = initialise(config, model, task)
             config.workers = workers(config, model)
-            about = {
-                "model": asdict(model.config),
-                "tokenizer": tokenizer.config(),
-                "data": crc,
-                "numpy": np.__version__,
-            }
-            task = config, model, rng, tokenizer, train, windows, to_beat, out, about, saved
-            trainer = parallel.run(config.workers, work, *task)
+            about = {"model": asdict(model.config), "data": task.crc, "numpy": np.__version__}
+            about |= task.about
+            job = config, model, rng, task, windows, out, about, saved
+            trainer = parallel.run(config.workers, work, *job)
             if not trainer.stopped:
-                apply(trainer, tokenizer)
+                task.apply(trainer)
     except (OSError, MemoryError, FloatingPointError, ValueError) as error:
         with contextlib.suppress(OSError):
             out.rmdir()  # if nothing is in it yet
         room = "; lower --batch-size or --n-embd" if isinstance(error, MemoryError) else ""
         parser.error(f"{error}{room}")
+
+
+def tables():
+    """The module, imported when there is something to classify: text does without."""
+    from minigpt.datasets import tables
+
+    return tables
 
 
 def say(step, message):
@@ -87,7 +94,7 @@ def say(step, message):
 
 
 def configure(resume, overwrite, given):
-    """Options -> config, folder, and the checkpoint to continue from, if that was asked for."""
+    """Options -> kind of data, config, folder, and the checkpoint to continue from, if asked for"""
     saved, run = None, {"data": ["manual"], "model": "gpt", "out": None} | given
     out = Path(run["out"] or f"out/{'+'.join(Path(d).stem for d in run['data'])}-{run['model']}")
     if {"minutes", "steps"} <= given.keys():
@@ -107,13 +114,17 @@ def configure(resume, overwrite, given):
                 f"--steps: expected at least {at}, where this run is, got {given['steps']}"
             )
         given = before | given
+        run |= given
     elif out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, {out} is a file; name another")
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
-    config = Config(**given)
+    kind = "text" if run["data"] == text.NAMES else tables().kind(run["data"], given.get("target"))
+    if kind != "text" and run["model"] == "gpt2":
+        raise ValueError("--model: expected gpt, lstm, gru, rnn or conv for examples, got gpt2")
+    config = Config.fitted(kind, given)
     gpt_config(config, 1)  # refuses a shape that cannot be, before anything is read
-    return config, out, saved
+    return kind, config, out, saved
 
 
 def gpt_config(config, vocab_size):
@@ -122,49 +133,146 @@ def gpt_config(config, vocab_size):
     return GPTConfig(vocab_size, **{name: getattr(config, name) for name in names})
 
 
-def preprocess(config, saved):
-    """Text -> tokenizer, the text's checksum, training and validation ids, what must be beaten."""
-    say("1 preprocess", f"{' '.join(config.data)}: reading ...")
-    characters = text.load(config.data, CACHE)
-    crc = zlib.crc32(characters.encode())
-    if saved and saved[1]["data"] != crc:
-        raise ValueError("--data: not the text that this run has read; restore it, or start anew")
-    tokenizer = CharTokenizer.train(characters)
-    ids, V = tokenizer.encode(characters), tokenizer.vocab_size
-    train, validation = text.split(ids, config.block_size)
-    size = f"{len(ids):,} characters, {V} distinct"
-    say("", f"{size}; train {len(train):,} / validation {len(validation):,}")
-    counted = text.baselines(train, validation, V, characters[len(train) :], CACHE)
-    to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
-    to_beat["best n-gram"] = counted["best"]
-    if to_beat["bzip2"] > to_beat["uniform"]:  # its header alone outweighs a small text
-        del to_beat["bzip2"]
-    figures = ", ".join(f"{name} {loss:.3f}" for name, loss in to_beat.items())
-    part = f", counted on {counted['read']:,}" if counted["read"] < len(train) else ""
-    say("", "to beat, in nats per character (1 nat = 1.44 bits):")
-    say("", f"{figures} (order {counted['order']}{part})")
-    return tokenizer, crc, train, validation, to_beat
+class Writing:
+    """Text: the next character is predicted."""
+
+    def __init__(self, config):
+        """Read it; say what must be beaten."""
+        say("1 preprocess", f"{' '.join(config.data)}: reading ...")
+        characters = text.load(config.data, CACHE)
+        self.crc = zlib.crc32(characters.encode())
+        self.tokenizer = CharTokenizer.train(characters)
+        self.about = {"tokenizer": self.tokenizer.config()}
+        ids, V = self.tokenizer.encode(characters), self.tokenizer.vocab_size
+        self.classes, self.uniform = V, math.log(V)
+        self.train, self.validation = text.split(ids, config.block_size)
+        sizes = len(self.train), len(self.validation)
+        size = f"{len(ids):,} characters, {V} distinct"
+        say("", f"{size}; train {sizes[0]:,} / validation {sizes[1]:,}")
+        rest = characters[len(self.train) :]
+        counted = text.baselines(self.train, self.validation, V, rest, CACHE)
+        self.to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
+        self.to_beat["best n-gram"] = counted["best"]
+        if self.to_beat["bzip2"] > self.uniform:  # its header alone outweighs a small text
+            del self.to_beat["bzip2"]
+        figures = ", ".join(f"{name} {loss:.3f}" for name, loss in self.to_beat.items())
+        part = f", counted on {counted['read']:,}" if counted["read"] < len(self.train) else ""
+        say("", "to beat, in nats per character (1 nat = 1.44 bits):")
+        say("", f"{figures} (order {counted['order']}{part})")
+
+    def build(self, config, rng):
+        return language_model(config.model, gpt_config(config, self.classes), rng)
+
+    def windows(self, config):
+        return text.windows_in_order(self.validation, config.block_size)
+
+    def stream(self, config):
+        return text.Windows(self.train, config.block_size, config.seed)
+
+    def report(self, trainer, loss, best):
+        """Two lines at an evaluation: which bars fell, and a sample."""
+        passed = ", ".join(name for name, bar in self.to_beat.items() if loss < bar <= best)
+        tqdm.write(progress(trainer, loss) + (f": past {passed}" if passed else ""))
+        rng = np.random.default_rng((trainer.config.seed, trainer.step))
+        tqdm.write(f"{'':<14} {write(trainer.model, self.tokenizer, 'The ', 56, rng)}")
+
+    def validate(self, loss):
+        bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
+        n_gram = self.to_beat["best n-gram"]
+        say("5 validate", f"whole split: {bits},")
+        say("", f"{'below' if loss < n_gram else 'not below'} the best n-gram, {n_gram:.3f}")
+
+    def apply(self, trainer):
+        """The trained model writes."""
+        rng = np.random.default_rng(trainer.config.seed)
+        say("6 apply", write(trainer.model, self.tokenizer, "The ", 56, rng))
+        say("", f"next: python sample.py {shlex.quote(str(trainer.out))} --interactive")
+        say("", "and read minigpt/engine/autograd.py")
 
 
-def build(config, tokenizer, library, found):
+class Sorting:
+    """Images, sounds or rows of a table: the class is predicted."""
+
+    def __init__(self, config):
+        """Read or generate the examples; say how often the most frequent class would be right."""
+        say("1 preprocess", f"{config.data[0]}: reading ...")
+        self.examples = e = tables().load(config.data[0], config.target, config.seed, CACHE)
+        (x, y), self.classes, self.uniform = e.train, len(e.classes), math.log(len(e.classes))
+        self.crc = e.crc()
+        shape = list(x.shape[1:])
+        about = {"kind": e.kind, "classes": e.classes, "shape": shape, "positive": e.positive}
+        self.about = {"examples": about | {"encoder": e.encoder.config()}}
+        sizes = " / ".join(f"{len(y):,}" for _, y in (e.train, e.validation, e.test))
+        size = " x ".join(map(str, shape))
+        say("", f"{e.kind}s of {size}, {self.classes} classes; train / validation / test {sizes}")
+        most = np.bincount(y).argmax()
+        often = f"always {e.classes[most]}: {(e.test[1] == most).mean():.2%} right"
+        say("", f"to beat: {often}; {self.uniform:.3f} nats")
+
+    def build(self, config, rng):
+        from minigpt.nn.classifier import classifier
+
+        e, c = self.examples, gpt_config(config, self.classes)
+        return classifier(e.kind, config.model, e.train[0].shape[1:], c, rng)
+
+    def windows(self, config):
+        return self.examples.validation
+
+    def stream(self, config):
+        return tables().Rows(*self.examples.train, config.seed, tables().VARY[self.examples.kind])
+
+    def report(self, trainer, loss, best):
+        """A line at an evaluation."""
+        tqdm.write(progress(trainer, loss))
+
+    def validate(self, loss):
+        say("5 validate", f"validation part: {loss:.4f} nats per example")
+
+    def apply(self, trainer):
+        """The report on the test part, which nothing has seen so far."""
+        from minigpt.training.scores import held_out
+
+        for i, line in enumerate(held_out(trainer.model, self.examples)):
+            say("" if i else "6 apply", f"held out: {line}" if i == 0 else line)
+        say("", f"next: python sample.py {shlex.quote(str(trainer.out))} --input FILE")
+
+
+def progress(trainer, loss):
+    """The line of an evaluation, of the untrained model without losses."""
+    figures = "untrained"
+    if trainer.step:
+        figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
+    place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
+    return f"{'':<14} {place}  epoch {trainer.stream.epoch + 1}  {figures}"
+
+
+def build(config, task, library, found):
     """-> the model on its device, and the Generator that it draws from"""
     rng = np.random.default_rng(config.seed)
-    model = MODELS[config.model](gpt_config(config, tokenizer.vocab_size), rng).to(library)
-    form = f"{config.n_layer} layers, {config.n_head} heads, {config.n_embd} wide"
+    model = task.build(config, rng).to(library)
+    heads = f"{config.n_head} heads, " if config.model.startswith("gpt") else ""
+    form = f"{config.n_layer} layers, {heads}{config.n_embd} wide, context {config.block_size}"
+    form = form if isinstance(task, Writing) else f"{config.n_embd} wide"
     size = f"{model.parameter_count() / 1e6:.2f} M parameters"
-    flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per token"
-    say("2 build", f"{config.model}: {form}, context {config.block_size}: {size}, {flops}")
+    unit = "token" if isinstance(task, Writing) else "example"
+    flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per {unit}"
+    say("2 build", f"{config.model}: {form}: {size}, {flops}")
     say("", found)
     return model, rng
 
 
-def initialise(config, model, validation, tokenizer):
-    """Check the first loss -> the validation windows (x, y) on the model's device."""
-    library = device.module_of(model.embedding.weight.data)
-    x, y = (library.asarray(ids) for ids in text.windows_in_order(validation, config.block_size))
-    first, uniform = mean_loss(model, x[:32], y[:32], 32), math.log(tokenizer.vocab_size)
-    say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {uniform:.3f})")
+def initialise(config, model, task):
+    """Check the first loss -> what to validate on (x, y), on the model's device."""
+    library = module_of_model(model)
+    x, y = (library.asarray(part) for part in task.windows(config))
+    first = mean_loss(model, x[:32], y[:32], 32)
+    say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {task.uniform:.3f})")
     return x, y
+
+
+def module_of_model(model):
+    """The library that owns the model's weights."""
+    return device.module_of(next(iter(model.named_parameters().values())).data)
 
 
 def write(model, tokenizer, prompt, tokens, rng):
@@ -177,27 +285,9 @@ def write(model, tokenizer, prompt, tokens, rng):
     return json.dumps(prompt + words, ensure_ascii=False)
 
 
-def reporter(config, tokenizer, to_beat):
-    """What the trainer calls at each evaluation: the losses, which bars fell, and a sample."""
-
-    def report(trainer, loss=math.inf, best=math.inf):
-        """Print two lines; without a loss, before the first step."""
-        figures = "untrained"
-        if trainer.step:
-            figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
-        if passed := ", ".join(name for name, bar in to_beat.items() if loss < bar <= best):
-            figures += f": past {passed}"
-        place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
-        tqdm.write(f"{'':<14} {place}  epoch {trainer.stream.epoch + 1}  {figures}")
-        rng = np.random.default_rng((config.seed, trainer.step))
-        tqdm.write(f"{'':<14} {write(trainer.model, tokenizer, 'The ', 56, rng)}")
-
-    return report
-
-
 def workers(config, model):
     """How many processes share a batch: as many as asked, or one per core if that pays."""
-    if device.module_of(model.embedding.weight.data) is not np:
+    if module_of_model(model) is not np:
         return 1  # a GPU is one device
     if config.workers:
         return config.workers
@@ -206,21 +296,24 @@ def workers(config, model):
     whole = work * config.steps if config.steps else 3e12 * config.minutes  # 5e10 FLOP/s of a core
     # Ranks wait for each other 1 ms a step, each updates all weights; they take a second to start.
     pays = work > 5e8 and whole > 1e12
-    return min(parallel.physical_cores(), windows, max(1, tokens // 128)) if pays else 1
+    return (
+        min(parallel.physical_cores(), windows, max(1, tokens // 128 or windows // 16))
+        if pays
+        else 1
+    )
 
 
-def work(ranks, config, model, rng, tokenizer, train, windows, to_beat, out, about, saved):
+def work(ranks, config, model, rng, task, windows, out, about, saved):
     """Steps 4 and 5, on every rank -> the trainer"""
     with plain() if config.plain else contextlib.nullcontext():  # the other ranks ask here
-        batches = text.Windows(train, config.block_size, config.seed)
+        batches, report = task.stream(config), task.report
         optimizer = OPTIMIZERS[config.optimizer](Flat(model, ranks), config.weight_decay)
-        report = reporter(config, tokenizer, to_beat)
         trainer = Trainer(
             model, optimizer, batches, windows, config, rng, out, about, report, ranks
         )
         fit(trainer, saved)
         if not trainer.stopped:
-            validate(trainer, windows, to_beat["best n-gram"])
+            validate(trainer, windows, task)
         return trainer
 
 
@@ -240,7 +333,7 @@ def fit(trainer, saved):
     elif first:
         size = f"{c.steps} steps" if c.steps else f"{c.minutes:g} minutes, in steps"
         say("4 train", f"{size} of {c.batch_size} x {c.block_size} tokens{crew}")
-        trainer.on_evaluate(trainer)
+        trainer.on_evaluate(trainer, math.inf, math.inf)
     trainer.run()
     if first and trainer.stale >= c.patience and trainer.step != c.steps:
         remedy = "more text or --dropout 0.2 may help, --resume --patience N goes on"
@@ -264,25 +357,14 @@ def prepare(trainer):
         raise OSError(f"--out: cannot save in {out}: {error.strerror}; {hint}") from None
 
 
-def validate(trainer, windows, n_gram):
+def validate(trainer, windows, task):
     """The best checkpoint on the whole validation split."""
     trainer.ranks.barrier()  # rank 0 has written it
     arrays, _ = checkpoint.load(trainer.out / "best.safetensors")
     trainer.model.load_state_dict(checkpoint.weights(arrays))
     loss = mean_loss(trainer.model, *windows, 2 * trainer.config.batch_size, trainer.ranks)
-    bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
-    verdict = "below" if loss < n_gram else "not below"
     if trainer.ranks.rank == 0:
-        say("5 validate", f"whole split: {bits},")
-        say("", f"{verdict} the best n-gram, {n_gram:.3f}")
-
-
-def apply(trainer, tokenizer):
-    """The trained model writes."""
-    rng = np.random.default_rng(trainer.config.seed)
-    say("6 apply", write(trainer.model, tokenizer, "The ", 56, rng))
-    say("", f"next: python sample.py {shlex.quote(str(trainer.out))} --interactive")
-    say("", "and read minigpt/engine/autograd.py")
+        task.validate(loss)
 
 
 if __name__ == "__main__":

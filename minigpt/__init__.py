@@ -4,19 +4,29 @@ engine/device.py         NumPy or CuPy: who owns an array, and moving it
 engine/autograd.py       Tensor (a value), Node (its history), record, backward, no_grad
 engine/ops.py            the primitive operations, each with its derivative
 engine/functional.py     the formulas of deep learning, each defined once, in primitive operations
+engine/fast_convolution.py  fast pairs of convolution and recurrence ...
+engine/fast_recurrence.py   ... on NumPy
 engine/fast_numpy.py     fast forward and backward pairs for some of them
 engine/fast_cupy.py      the same for CuPy
 nn/module.py             Module: parameters, state_dict, train and eval; initialisers; flat vectors
 nn/layers.py             Linear, Embedding, LayerNorm, Dropout, MLP
 nn/attention.py          the attention mixer and its state, keys and values
+nn/recurrence.py         the recurrence mixer: RNN, LSTM, GRU
+nn/convolution.py        convolution as a layer, and as a causal mixer
 nn/language.py           Block, LanguageModel, its state
 nn/gpt.py                GPT and GPT-2: their form, config, Hugging Face's names
+nn/families.py           every model by its name: one block, three mechanisms
+nn/classifier.py         classifiers: a CNN, or rows, patches, features through the same blocks
 datasets/tokenizers.py   text <-> ids
+datasets/stream.py       items in random order, each once per epoch
 datasets/text.py         corpora, windows, and what a model must beat
+datasets/signals.py      images and sounds as arrays
+datasets/tables.py       examples for classifiers: images, sounds, CSV files
 training/parallel.py     several processes that share each batch
 training/optim.py        Muon, AdamW, SGD, clipping, schedules
 training/config.py       one dataclass <-> command line <-> JSON
 training/checkpoint.py   one safetensors file, written atomically
+training/scores.py       accuracy, AUC, sensitivity and specificity
 training/trainer.py      the training loop
 generate.py              temperature, top-k, top-p; text as it comes
 """

@@ -173,7 +173,7 @@ for _name in "lt le gt ge eq ne".split():
 _FUNCTIONS = """
     abs add all any arange argmax argsort broadcast_to clip concatenate copyto cos cumsum divide
     dot exp expand_dims full full_like isfinite isnan log matmul max maximum mean min
-    minimum multiply ones ones_like outer sign sin split sort sqrt square stack subtract sum
+    minimum multiply ones ones_like outer pad sign sin split sort sqrt square stack subtract sum
     take_along_axis tanh tril triu vdot where zeros zeros_like"""
 strict = SimpleNamespace(
     **{name: _function(getattr(np, name)) for name in _FUNCTIONS.split()},

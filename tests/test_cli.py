@@ -129,7 +129,7 @@ def test_minutes_become_steps_that_the_checkpoint_keeps(folder, capsys):
     shape = " ".join(SMALL).replace("--steps 6", "--minutes 0.02").split()
     train.main(["--data", "text.txt", *shape])
     printed = capsys.readouterr().out  # a fast machine reads all of so small a text six times
-    steps = int(re.search(r"(\d+) steps (fit in 0.02 min|read this text 6 times)", printed)[1])
+    steps = int(re.search(r"(\d+) steps (fit in 0.02 min|read this data 6 times)", printed)[1])
     about = checkpoint.load("out/text-gpt/last.safetensors")[1]
     assert steps == about["config"]["steps"] == about["state"]["step"] > 1
     assert about["config"]["minutes"] == 0.02
@@ -200,7 +200,8 @@ def test_workers_are_as_many_as_cores_where_that_pays(words, cores, expected, mo
     train.add_options(parser)
     config = train.Config(**vars(parser.parse_args(words.split())))
     monkeypatch.setattr(train.parallel, "physical_cores", lambda: cores)
-    model = train.MODELS[config.model](train.gpt_config(config, 65), np.random.default_rng(0))
+    shape, rng = train.gpt_config(config, 65), np.random.default_rng(0)
+    model = train.language_model(config.model, shape, rng)
     assert train.workers(config, model) == expected
 
 
@@ -216,7 +217,7 @@ def test_resume_refuses_another_text(folder, trained, capsys):
     for other in (TEXT.replace("fox", "box"), shifted):
         Path("text.txt").write_text(other)
         words = ["--resume", "--out", str(trained), "--data", "text.txt"]
-        assert "not the text that this run has read" in mistake(train.main, words, capsys, trained)
+        assert "--data: not what this run has read" in mistake(train.main, words, capsys, trained)
 
 
 def test_a_run_without_a_validation_yet_can_write(folder, trained, capsys):
@@ -348,7 +349,7 @@ def test_without_a_prompt_the_model_begins_by_itself(trained, capsys):
 
 
 def test_a_model_of_another_version_is_told_in_one_line(folder, trained, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "MODELS", {"lstm": None})
+    monkeypatch.setattr(sample, "MODELS", ["lstm"])
     error = mistake(sample.main, [str(trained), "--prompt", "the"], capsys, folder)
     assert "best.safetensors: expected a model of lstm, got gpt; update" in error
 

@@ -12,7 +12,7 @@ import pytest
 from gradcheck import draw, gradcheck, is_float, run
 from strict import StrictArray, registered
 
-from minigpt.engine import fast_cupy, fast_numpy, functional
+from minigpt.engine import fast_convolution, fast_cupy, fast_numpy, functional
 from minigpt.engine.autograd import Tensor, no_grad, plain
 from minigpt.engine.functional import cross_entropy
 
@@ -33,6 +33,7 @@ some = ids(1, -100, 3, 2, -100, 4)
 left, right = ids([0, 0, 1, 1, 1], [1, 1, 1, 1, 1]), ids([1, 1, 1, 0, 0], [1, 1, 1, 1, 0]) > 0
 empty_row = ids([0, 0, 1, 1, 1], [0, 0, 0, 0, 0])
 LINEAR, NORM = (draw(5, 7, seed=1), draw(7, seed=2)), (draw(5, seed=1), draw(5, seed=2))
+image, CONV = draw(2, 5, 4, 2), (draw(2, 3, 2, 3, seed=1), draw(3, seed=2))
 
 # name of the definition: what is special -> the arguments
 CASES = {
@@ -77,6 +78,11 @@ CASES = {
     "gelu: view": (3.0 * draw(7, 4).T[:, ::-2],),
     "gelu: tails": (np.array([-30.0, -11.0, 11.0, 30.0]),),
     "gelu: empty": (draw(2, 0),),
+    "relu: prime": (draw(7),),
+    "relu: 0-d": (draw(),),
+    "relu: view": (draw(7, 4).T[:, ::-2],),
+    "relu: empty": (draw(2, 0),),
+    "sigmoid: prime": (5.0 * draw(7),),
     "relu2: prime": (draw(7),),
     "relu2: 0-d": (draw(),),
     "relu2: view": (draw(7, 4).T[:, ::-2],),
@@ -113,6 +119,60 @@ CASES = {
     "attention: last query, padded": (heads(2, 3, 1, 2, seed=1)[0], *qkv[1:], left),
     "attention: one": heads(1, 1, 1, 1),
     "attention: batch of 0": heads(0, 3, 5, 2),
+    "conv2d: plain": (image, *CONV),
+    "conv2d: no bias": (image, CONV[0], None),
+    "conv2d: stride": (image, *CONV, 2),
+    "conv2d: stride that leaves rows over": (draw(2, 6, 5, 2), *CONV, 3),
+    "conv2d: padding": (image, *CONV, 1, 1),
+    "conv2d: dilation": (draw(1, 5, 7, 2), *CONV, 1, 0, 2),
+    "conv2d: pairs": (draw(1, 5, 4, 2), *CONV, (1, 2), (2, 3), (3, 2)),
+    "conv2d: groups": (draw(2, 3, 4, 4), draw(2, 2, 2, 6, seed=1), draw(6, seed=2), 1, 0, 1, 2),
+    "conv2d: each channel": (draw(1, 4, 4, 3), draw(2, 2, 1, 3, seed=1), None, 2, 1, 1, 3),
+    "conv2d: window of the whole": (image, draw(5, 4, 2, 2, seed=1), draw(2, seed=2)),
+    "conv2d: views": (draw(2, 4, 5, 4).T[::2, ::-1], CONV[0][::-1, :, ::-1], CONV[1][::-1], 1, 1),
+    "conv2d: one": (draw(1, 1, 1, 1), draw(1, 1, 1, 1, seed=1), draw(1, seed=2)),
+    "conv2d: batch of 0": (draw(0, 5, 4, 2), *CONV),
+    "conv1d: plain": (draw(2, 5, 2), draw(3, 2, 3, seed=1), draw(3, seed=2)),
+    "conv1d: options": (draw(2, 5, 4), draw(3, 2, 2, seed=1), draw(2, seed=2), 2, 3, 2, 2),
+    "max_pool2d: side by side": (draw(2, 4, 6, 2),),
+    "max_pool2d: rows left over": (draw(2, 5, 3, 2),),
+    "max_pool2d: overlap": (image, 3, 1),
+    "max_pool2d: stride wider than the window": (image, 1, 2),
+    "max_pool2d: padding": (image - 3.0, 3, 2, 1),
+    "max_pool2d: pairs": (image, (2, 3), (1, 2), (1, 0)),
+    "max_pool2d: view": (draw(2, 4, 5, 4).T[::2, ::-1], 2, 1),
+    "max_pool2d: one": (draw(1, 1, 1, 1), 1),
+    "max_pool2d: batch of 0": (draw(0, 4, 6, 2),),
+    "avg_pool2d: side by side": (draw(2, 5, 4, 2),),
+    "avg_pool2d: pairs and padding": (image, (2, 3), (1, 2), (1, 0)),
+}
+
+
+def recurrent(name, B=2, T=4, C=2, H=3):
+    """x, the first state (of two parts for lstm), w_ih, w_hh, b_ih, b_hh"""
+    n = {"rnn": 1, "lstm": 4, "gru": 3}[name] * H
+    states = [(B, H)] * (2 if name == "lstm" else 1)
+    shapes = [(B, T, C), *states, (C, n), (H, n), (n,), (n,)]
+    return [draw(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+
+
+for name in ("rnn", "lstm", "gru"):
+    args, four = recurrent(name), ids([1, 1, 1, 1], [1, 1, 0, 0])
+    CASES |= {
+        f"{name}: whole": args,
+        f"{name}: padded right": (*args, four),
+        f"{name}: padded left": (*args, four[:, ::-1] > 0),
+        f"{name}: padded in the middle": (*args, ids([1, 0, 0, 1], [0, 1, 0, 1])),
+        f"{name}: a row of padding": (*args, ids([1, 1, 1, 0], [0, 0, 0, 0])),
+        f"{name}: one step": recurrent(name, T=1),
+        f"{name}: one row": recurrent(name, B=1),
+        f"{name}: views": [x[..., ::-1] if x.ndim < 3 else x[:, ::-1] for x in args],
+        f"{name}: one": recurrent(name, 1, 1, 1, 1),
+        f"{name}: batch of 0": recurrent(name, B=0),
+    }
+CASES |= {
+    "rnn: relu": (*recurrent("rnn"), None, "relu"),
+    "rnn: relu, padded": (*recurrent("rnn"), ids([0, 1, 1, 1], [0, 1, 0, 1]), "relu"),
 }
 
 
@@ -176,6 +236,18 @@ def gelu_loop(x):
     return np.array([one(v) for v in x.flat]).reshape(x.shape)
 
 
+def relu_loop(x):
+    return np.array([v if v > 0 else 0.0 for v in x.flat]).reshape(x.shape)
+
+
+def one_sigmoid(v):
+    return 1 / (1 + math.exp(-v))
+
+
+def sigmoid_loop(x):
+    return np.array([one_sigmoid(v) for v in x.flat]).reshape(x.shape)
+
+
 def relu2_loop(x):
     return np.array([v * v if v > 0 else 0.0 for v in x.flat]).reshape(x.shape)
 
@@ -224,12 +296,104 @@ def attention_loop(q, k, v, mask=None, window=None, causal=True):
     return y
 
 
+def two(n):
+    return n if isinstance(n, tuple) else (n, n)
+
+
+def windows(x, size, stride, padding, dilation=1):
+    """The shape (Y', X') of the windows; for each: its place (b, row, column), and what it sees,
+    as a list of (place in the window (i, j), channels there)"""
+    size, stride, padding, dilation = map(two, (size, stride, padding, dilation))
+    counts = []
+    for axis in range(2):
+        last = x.shape[1 + axis] + padding[axis] - dilation[axis] * (size[axis] - 1)
+        counts.append(len(range(-padding[axis], last, stride[axis])))
+    found = {}
+    for b, row, column in np.ndindex(len(x), *counts):
+        seen = found[b, row, column] = []
+        for i, j in np.ndindex(*size):
+            y = row * stride[0] + i * dilation[0] - padding[0]
+            z = column * stride[1] + j * dilation[1] - padding[1]
+            if 0 <= y < x.shape[1] and 0 <= z < x.shape[2]:
+                seen.append(((i, j), x[b, y, z]))
+    return (len(x), *counts), found
+
+
+def conv2d_loop(x, w, b, stride=1, padding=0, dilation=1, groups=1):
+    shape, found = windows(x, w.shape[:2], stride, padding, dilation)
+    (n_in, n_out), y = w.shape[2:], np.zeros((*shape, w.shape[3]))
+    for place, seen in found.items():
+        for o in range(n_out):
+            first = o // (n_out // groups) * n_in  # of the channels that this one sees
+            terms = [v[first + c] * w[ij][c, o] for ij, v in seen for c in range(n_in)]
+            y[place][o] = sum(terms) + (0 if b is None else b[o])
+    return y
+
+
+def conv1d_loop(x, w, b, stride=1, padding=0, dilation=1, groups=1):
+    return conv2d_loop(x[:, None], w[None], b, (1, stride), (0, padding), dilation, groups)[:, 0]
+
+
+def max_pool2d_loop(x, size=2, stride=None, padding=0):
+    shape, found = windows(x, size, stride or size, padding)
+    y = np.zeros((*shape, x.shape[3]))
+    for place, seen in found.items():
+        y[place] = [max(values) for values in zip(*(v for _, v in seen), strict=True)]
+    return y
+
+
+def avg_pool2d_loop(x, size=2, stride=None, padding=0):
+    shape, found = windows(x, size, stride or size, padding)
+    y = np.zeros((*shape, x.shape[3]))
+    for place, seen in found.items():
+        y[place] = [sum(v) / math.prod(two(size)) for v in zip(*(v for _, v in seen), strict=True)]
+    return y
+
+
+def recurrence_loop(cell, x, states, w_ih, w_hh, b_ih, b_hh, mask):
+    """cell(z, u, *states), of one unit of one text: z, u its part of x_t w_ih + b and h w_hh + b"""
+    y, last, H = np.zeros((*x.shape[:2], len(w_hh))), [a.copy() for a in states], len(w_hh)
+    for b, t in np.ndindex(x.shape[:2]):
+        if mask is None or mask[b, t]:
+            z, u = x[b, t] @ w_ih + b_ih, last[0][b] @ w_hh + b_hh
+            units = [cell(z[j::H], u[j::H], *(a[b, j] for a in last)) for j in range(H)]
+            for a, new in zip(last, zip(*units, strict=True), strict=True):
+                a[b] = new
+        y[b, t] = last[0][b]
+    return y, *last[1:]
+
+
+def rnn_loop(x, h, w_ih, w_hh, b_ih, b_hh, mask=None, activation="tanh"):
+    def cell(z, u, h):
+        return [math.tanh(z[0] + u[0]) if activation == "tanh" else max(0, z[0] + u[0])]
+
+    return recurrence_loop(cell, x, [h], w_ih, w_hh, b_ih, b_hh, mask)[0]
+
+
+def lstm_loop(x, h, c, w_ih, w_hh, b_ih, b_hh, mask=None):
+    def cell(z, u, h, c):
+        i, f, g, o = z + u
+        c = one_sigmoid(f) * c + one_sigmoid(i) * math.tanh(g)
+        return one_sigmoid(o) * math.tanh(c), c
+
+    return recurrence_loop(cell, x, [h, c], w_ih, w_hh, b_ih, b_hh, mask)
+
+
+def gru_loop(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
+    def cell(z, u, h):
+        r, k = one_sigmoid(z[0] + u[0]), one_sigmoid(z[1] + u[1])
+        return [(1 - k) * math.tanh(z[2] + r * u[2]) + k * h]
+
+    return recurrence_loop(cell, x, [h], w_ih, w_hh, b_ih, b_hh, mask)[0]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_value_matches_a_slow_loop(case):
     expected = globals()[f"{definition(case).__name__}_loop"](*CASES[case])
-    [y], _ = run(definition(case), *CASES[case])
-    assert y.shape == expected.shape
-    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-13)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    for y, e in zip(run(definition(case), *CASES[case])[0], expected, strict=True):
+        assert y.shape == e.shape
+        np.testing.assert_allclose(y, e, rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -275,9 +439,14 @@ def test_every_pair_has_the_parameters_of_a_fused_definition(module):
 def test_pair_runs_unless_it_is_deleted_or_plain(name, monkeypatch):
     *_, case = cases_of(name)
     inputs = [Tensor(x, True) if is_float(x) else x for x in CASES[case]]
-    assert definition(case)(*inputs).node.name == name
+
+    def made_by():
+        y = definition(case)(*inputs)
+        return (y[0] if isinstance(y, tuple) else y).node.name
+
+    assert made_by() == name
     with plain():
-        assert definition(case)(*inputs).node.name != name
+        assert made_by() != name
         expected = run(definition(case), *CASES[case])
     monkeypatch.delattr(fast_numpy, f"{name}_forward")
     got = run(definition(case), *CASES[case])
@@ -338,6 +507,90 @@ def test_gelu_pair_is_the_same_over_several_blocks(monkeypatch):
     got = run(functional.gelu, x)
     np.testing.assert_allclose(got[0], expected[0], rtol=1e-12)
     np.testing.assert_allclose(got[1], expected[1], rtol=1e-12)
+
+
+@pytest.mark.parametrize("room", [1, 50, 100])  # an image's windows are 48 numbers, or 2 x 24
+@pytest.mark.parametrize("groups", [1, 2])
+def test_conv2d_pair_is_the_same_over_several_parts_of_the_batch(room, groups, monkeypatch):
+    args = draw(5, 3, 4, 2), draw(2, 2, 2 // groups, 4, seed=1), draw(4, seed=2), 1, 0, 1, groups
+    with plain():
+        expected = run(functional.conv2d, *args)
+    monkeypatch.setattr(fast_convolution, "_ROOM", room)
+    got = run(functional.conv2d, *args)
+    for y, e in zip(sum(got, []), sum(expected, []), strict=True):
+        np.testing.assert_allclose(y, e, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_recurrent_pair_is_the_same_over_several_blocks_of_weights(name):
+    args = recurrent(name, B=3, T=2, H=64)  # blocks are 32 columns wide
+    with plain():
+        expected = run(getattr(functional, name), *args)
+    got = run(getattr(functional, name), *args)
+    for y, e in zip(sum(got, []), sum(expected, []), strict=True):
+        np.testing.assert_allclose(y, e, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("used", [0, 1])
+def test_lstm_of_which_one_output_is_used_has_the_gradients_of_differences(used):
+    gradcheck(lambda *args: functional.lstm(*args)[used], *CASES["lstm: padded left"])
+
+
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
+@pytest.mark.parametrize("x, y", [(0.0, 0.5), (-1e4, 0.0), (1e4, 1.0)])
+def test_sigmoid_of_outliers_does_not_overflow(x, y, mode):
+    with mode():
+        assert functional.sigmoid(Tensor(np.array(x))).data == y
+
+
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru"])
+def test_padding_keeps_the_state_and_gets_no_gradient(name, mode):
+    *args, mask = CASES[f"{name}: a row of padding"]
+    with mode():
+        [y, *_], [dx, *_] = run(getattr(functional, name), *args, mask)
+    np.testing.assert_array_equal(y[1], [args[1][1]] * 4)
+    assert not dx[1].any() and not dx[0, 3].any() and dx[0, :3].all()
+
+
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
+def test_first_of_the_largest_in_a_window_gets_the_gradient(mode):
+    x = Tensor(np.array([[5.0, 5, 1, 2], [5, 0, 7, 7]]).reshape(1, 2, 4, 1), requires_grad=True)
+    with mode():
+        functional.max_pool2d(x).sum().backward()
+    assert x.grad.reshape(2, 4).tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
+
+
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
+@pytest.mark.parametrize("at", [0, 1, 2, 3])
+def test_largest_of_what_holds_no_number_is_none(at, mode):
+    x = draw(1, 2, 4, 1)
+    x[0, at // 2, at % 2] = np.nan
+    with mode():
+        y = functional.max_pool2d(Tensor(x)).data.ravel()
+    np.testing.assert_array_equal(y, [np.nan, x[0, :, 2:].max()])
+
+
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
+def test_unknown_activation_is_refused(mode):
+    with mode(), pytest.raises(KeyError, match="gelu"):
+        functional.rnn(*map(Tensor, recurrent("rnn")), activation="gelu")
+
+
+WIDE = {  # windows larger than the padded input
+    "conv2d": lambda x: functional.conv2d(x, draw(4, 2, 2, 1), None),
+    "conv2d: padding": lambda x: functional.conv2d(x, draw(2, 8, 2, 1), None, 1, (0, 1)),
+    "conv2d: dilation": lambda x: functional.conv2d(x, draw(2, 2, 2, 1), None, 1, 0, 3),
+    "max_pool2d": lambda x: functional.max_pool2d(x, (2, 6)),
+    "max_pool2d: padding": lambda x: functional.max_pool2d(x, 6, 1, 1),
+}
+
+
+@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
+@pytest.mark.parametrize("case", WIDE)
+def test_window_larger_than_the_padded_input_is_refused(case, mode):
+    with mode(), pytest.raises(ValueError, match="expected at most"):
+        WIDE[case](Tensor(draw(1, 3, 5, 2)))
 
 
 # float64 in small tiles: 7 positions in tiles of 3, and a tile's scores of one text at a time

@@ -1,24 +1,31 @@
-"""The GPT's values, gradients, state and padding, against PyTorch and by other paths."""
+"""Language models: values, gradients, state and padding, against PyTorch and by other paths."""
 
+import contextlib
 import math
+from functools import partial
 
 import numpy as np
 import pytest
 from strict import registered, strict, syncs
 
-from minigpt import no_grad
+from minigpt import Tensor, no_grad
 from minigpt.engine.autograd import plain
 from minigpt.engine.device import module_of, to_numpy
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
-from minigpt.nn.gpt import GPT, GPT2, GPTConfig, hugging_face_name
+from minigpt.nn import families
+from minigpt.nn.gpt import GPT2, GPTConfig, hugging_face_name
 from minigpt.nn.module import Flat
+from minigpt.nn.recurrence import CELLS, Recurrence
 from minigpt.training.optim import AdamW, Muon, clip
 
 TEXT = "the quick brown fox jumps over the lazy dog; a large language model learns to spell it. "
 
 
-both = pytest.mark.parametrize("form", [GPT, GPT2])
+MODELS = {name: partial(families.language_model, name) for name in families.MODELS}
+every = pytest.mark.parametrize("form", MODELS.values(), ids=MODELS)
+endless = {name: form for name, form in MODELS.items() if name not in ("gpt", "gpt2")}
+beyond = pytest.mark.parametrize("form", endless.values(), ids=endless)
 
 
 def gpt(seed=0, dtype=np.float64, form=GPT2, **shape):
@@ -89,7 +96,7 @@ def test_padded_logits_equal_those_of_a_pytorch_gpt2_given_the_same_positions():
     np.testing.assert_allclose(model(x, mask).data[real], expected.numpy()[real], rtol=1e-9)
 
 
-@both
+@every
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_a_padded_batch_gives_exactly_the_rows_alone(side, form):
     model, lengths, T = scrambled(gpt(form=form)), (8, 5, 1), 8
@@ -115,7 +122,25 @@ def test_a_padded_batch_gives_exactly_the_rows_alone(side, form):
         np.testing.assert_allclose(grad, summed[name], rtol=1e-12, atol=1e-12)
 
 
-@both
+@every
+def test_a_row_of_padding_alone_is_finite_and_changes_nothing(form):
+    model = scrambled(gpt(form=form))
+    x, mask = ids_of(model, 2, 8), np.ones((2, 8), int)
+    mask[1] = 0
+    y = np.where(mask, ids_of(model, 2, 8, seed=3), -100)
+    alone = model(x[:1])
+    expected = gradients(model, cross_entropy(alone, y[:1]))
+    expected = {name: grad.copy() for name, grad in expected.items()}
+    for p in model.named_parameters().values():
+        p.grad = None
+    z = model(x, mask)
+    np.testing.assert_allclose(z.data[0], alone.data[0], rtol=1e-12, atol=1e-12)
+    assert np.isfinite(z.data).all()
+    for name, grad in gradients(model, cross_entropy(z, y)).items():
+        np.testing.assert_allclose(grad, expected[name], rtol=1e-12, atol=1e-12)
+
+
+@every
 @pytest.mark.parametrize("pieces", [[1] * 8, [3, 1, 4], [8]])
 def test_logits_with_state_equal_those_without_at_every_position(pieces, form):
     model = scrambled(gpt(dtype=np.float32, form=form))
@@ -129,7 +154,7 @@ def test_logits_with_state_equal_those_without_at_every_position(pieces, form):
     np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=1e-5, atol=1e-5)
 
 
-@both
+@every
 @pytest.mark.parametrize("padding", [slice(0, 3), slice(2, 5), slice(1, 5)])
 def test_a_state_remembers_the_padding_and_positions_of_a_ragged_batch(padding, form):
     """Padding in front of the first part of a text, or behind it: the rest as in the row alone"""
@@ -145,7 +170,7 @@ def test_a_state_remembers_the_padding_and_positions_of_a_ragged_batch(padding, 
             np.testing.assert_allclose(together[row, real], expected, rtol=1e-12, atol=1e-12)
 
 
-@both
+@every
 def test_a_token_never_sees_the_tokens_after_it(form):
     model = scrambled(gpt(form=form))
     x = ids_of(model, 1, 8)
@@ -156,10 +181,57 @@ def test_a_token_never_sees_the_tokens_after_it(form):
     assert (np.abs(before - after)[:, 5:] > 1e-6).any(axis=2).all()
 
 
-@both
-def test_every_parameter_gets_a_gradient(form):
+@beyond
+@pytest.mark.parametrize("pieces", [[1] * 30, [11, 1, 18]])
+def test_recurrence_and_convolution_go_on_past_block_size_as_in_one_pass(pieces, form):
+    model = scrambled(gpt(form=form))  # whose block_size is 8
+    x, at, state, parts = ids_of(model, 2, 30), 0, model.new_state(2), []
+    with no_grad():
+        for n in pieces:
+            z, state = model(x[:, at : at + n], state=state)
+            parts.append(z.data)
+            at += n
+    expected = model(x).data
+    np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=1e-10, atol=1e-12)
+
+
+def leaves(state):
+    """Whatever stands in nested tuples and lists."""
+    if isinstance(state, (tuple, list)):
+        return [leaf for part in state for leaf in leaves(part)]
+    return [state]
+
+
+@beyond
+def test_a_state_is_arrays_without_history_or_the_rest_of_the_text(form):
     model = gpt(form=form)
-    x, y = ids_of(model, 4, 8), ids_of(model, 4, 8, seed=3)
+    z, state = model(ids_of(model, 2, 40), state=model.new_state(2))
+    assert z.requires_grad  # the graph that the state must not keep
+    for array in leaves(state.blocks):
+        assert type(array) is np.ndarray
+        assert array.base is None or array.base.nbytes == array.nbytes
+
+
+@beyond
+def test_a_state_is_a_constant_to_the_gradients(form):
+    model = scrambled(gpt(form=form))
+    x, y = ids_of(model, 2, 8), ids_of(model, 2, 3, seed=3)
+    got = []
+    for mode in (no_grad, contextlib.nullcontext):
+        with mode():
+            _, state = model(x[:, :5], state=model.new_state(2))
+        z, _ = model(x[:, 5:], state=state)
+        got.append({n: g.copy() for n, g in gradients(model, cross_entropy(z, y)).items()})
+        for p in model.named_parameters().values():
+            p.grad = None
+    for name, grad in got[0].items():
+        np.testing.assert_array_equal(got[1][name], grad, name)
+
+
+@every
+def test_every_parameter_gets_a_gradient(form):
+    model = gpt(form=form, block_size=16)  # a convolution reaches 12 positions back
+    x, y = ids_of(model, 4, 16), ids_of(model, 4, 16, seed=3)
     for name, grad in gradients(model, cross_entropy(model(x), y)).items():
         rows = grad.reshape(len(grad), -1)
         if name.endswith("qkv.bias"):  # a bias on the keys shifts all scores of a query alike
@@ -321,6 +393,56 @@ def test_flat_vectors_hold_every_parameter_once_hidden_matrices_first_then_embed
     assert covered.max() == 1 and (flat.data[covered == 0] == 0).all()
 
 
+@every
+def test_a_hidden_weight_is_to_muon_a_matrix_of_its_last_axis_and_the_rest(form):
+    model = gpt(form=form)
+    shapes = [p.shape for n, p in model.named_parameters().items() if n.startswith("blocks.")]
+    expected = [(math.prod(shape[:-1]), shape[-1]) for shape in shapes if len(shape) > 1]
+    assert [shape for _, shape in Flat(model).matrices] == expected
+
+
+def test_a_convolution_of_three_axes_is_a_matrix_of_four_inputs_by_twice_the_width():
+    flat = Flat(gpt(form=MODELS["conv"]))
+    assert [shape for _, shape in flat.matrices][:4] == [(4 * 12, 24), (12, 12), (12, 48), (48, 12)]
+
+
+def two_layers(kind, seed=0):
+    rng = np.random.default_rng(seed)
+    return [scrambled(Recurrence(kind, n, 5, rng).to(dtype=np.float64)) for n in (3, 5)]
+
+
+def in_torch(layers):
+    return {name: a for i, layer in enumerate(layers) for name, a in layer.to_torch(i).items()}
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_two_layers_of_recurrence_equal_pytorchs_network_of_two(kind):
+    torch = pytest.importorskip("torch")
+    layers, x = two_layers(kind), np.random.default_rng(2).normal(size=(4, 7, 3))
+    twin = getattr(torch.nn, kind.upper())(3, 5, 2, batch_first=True, dtype=torch.float64)
+    twin.load_state_dict({name: torch.from_numpy(a) for name, a in in_torch(layers).items()})
+    expected, last = twin(torch.from_numpy(x))
+    y, states = Tensor(x), []
+    with no_grad():
+        for layer in layers:
+            y, state = layer(y, state=layer.new_state(4))
+            states.append(state)
+    np.testing.assert_allclose(y.data, expected.detach().numpy(), rtol=1e-10, atol=1e-12)
+    for part, theirs in enumerate(last if kind == "lstm" else [last]):
+        ours = np.stack([state[part] for state in states])
+        np.testing.assert_allclose(ours, theirs.detach().numpy(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_weights_come_back_from_pytorchs_names_as_they_went(kind):
+    layers, others = two_layers(kind), two_layers(kind, seed=7)
+    arrays = in_torch(layers)
+    for i, (layer, other) in enumerate(zip(layers, others, strict=True)):
+        other.from_torch(arrays, i)
+        for name, expected in layer.state_dict().items():
+            np.testing.assert_array_equal(other.state_dict()[name], expected)
+
+
 def test_a_tied_weight_is_listed_once():
     model = gpt()
     model.head = model.embedding
@@ -348,7 +470,7 @@ def steps_and_tokens(xp, form):
     return to_numpy(flat.data), losses, np.array(tokens), waits
 
 
-@both
+@every
 def test_training_and_sampling_are_the_same_on_another_library_than_numpy(form):
     with plain():
         weights, losses, tokens, _ = steps_and_tokens(np, form)

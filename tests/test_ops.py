@@ -128,6 +128,11 @@ row("mask", lambda x, m: x[m], draw(4, 5), draw(4, 5, seed=1) > 0)
 
 row("transpose", lambda x: x.transpose((1, -1, 0)), draw(2, 3, 5))
 row("reshape", lambda x: x.reshape((5, -1)), draw(2, 3, 5).T)
+for name, widths in [("around", [(1, 2), (0, 3)]), ("nothing", [(0, 0), (0, 0)])]:
+    row(f"pad {name}", lambda x, w=widths: ops.pad(x, w, -0.5), draw(3, 5).T,
+        numpy=lambda x, w=widths: np.pad(x, w, constant_values=-0.5))  # fmt: skip
+row("pad with zeros", lambda x: ops.pad(x, [(1, 0), (2, 1), (0, 0)]), draw(2, 0, 3),
+    numpy=lambda x: np.pad(x, [(1, 0), (2, 1), (0, 0)]))  # fmt: skip
 for axis in (0, 1, -1):
     parts = [np.moveaxis(draw(n, 3, seed=n), 0, axis) for n in (2, 0, 5)]
     row(f"concatenate {axis}", lambda *xs, axis=axis: ops.concatenate(xs, axis), *parts,

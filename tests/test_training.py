@@ -389,8 +389,8 @@ def test_minutes_read_a_small_text_only_so_often(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
     run = new_trainer(tmp_path, steps=None, minutes=1.0)
     run.run()
-    assert run.step == trainer.EPOCHS * 26 // 4 == 39  # of the 60 that fit
-    assert capsys.readouterr().out.strip().startswith("39 steps read this text 6 times")
+    assert run.step == run.stream.epochs * 26 // 4 == 39  # of the 60 that fit
+    assert capsys.readouterr().out.strip().startswith("39 steps read this data 6 times")
 
 
 def test_minutes_that_are_over_before_they_are_measured_end_there(tmp_path, monkeypatch):

@@ -160,6 +160,14 @@ def transpose(x, axes=None):
     return record(raw(x).transpose(axes), (x,), backward)
 
 
+def pad(x, widths, value=0.0):
+    """y = x with rows of a value around: widths[i] = (how many before, after) along axis i"""
+    a = raw(x)
+    inner = tuple(slice(n, n + size) for (n, _), size in zip(widths, a.shape, strict=True))
+    y = module_of(a).pad(a, widths, constant_values=value)
+    return record(y, (x,), lambda dy: (dy[inner],))
+
+
 def concatenate(xs, axis=0):
     """y = the tensors one after the other along axis"""
     arrays = [raw(x) for x in xs]

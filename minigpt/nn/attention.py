@@ -18,22 +18,27 @@ def positions(mask, past, T):
 
 
 class Attention(Module):
-    """Causal self-attention with H heads of D = C / H.  x (B, T, C) -> y (B, T, C), state
+    """Self-attention with H heads of D = C / H.  x (B, T, C) -> y (B, T, C), state
 
     The state is (keys, values, n): arrays (B, H, block_size, D) of which the first n positions are
     filled; a call with a state appends its T positions and attends to all. mask (B, n + T), 0 =
     padding. No gradient flows through a state. turn: rotary, which gives queries and keys their
-    positions, or None. Source: Vaswani et al. 2017, section 3.2.2.
+    positions, or None. causal: none sees what follows it.
+    Source: Vaswani et al. 2017, section 3.2.2.
     """
 
-    def __init__(self, n_embd, n_head, rng, window=None, p=0.0, out_std=0.02, turn=None):
+    limited = True  # to block_size positions
+
+    def __init__(
+        self, n_embd, n_head, rng, window=None, p=0.0, out_std=0.02, turn=None, causal=True
+    ):
         if turn and n_embd // n_head % 2:
             expected = f"heads of an even width, got {n_embd} / {n_head} = {n_embd // n_head}"
             raise ValueError(f"n_embd: expected {expected}; try {n_embd + n_head}")
         self.qkv = Linear(n_embd, 3 * n_embd, rng)
         self.out = Linear(n_embd, n_embd, rng, std=out_std)
         self.dropout, self.n_head, self.window = Dropout(p, rng), n_head, window
-        self.turn = turn
+        self.turn, self.causal = turn, causal
 
     def forward(self, x, mask=None, state=None):
         (B, T, C), H = x.shape, self.n_head
@@ -46,7 +51,7 @@ class Attention(Module):
         q, k, v = (z.transpose((0, 2, 1, 3)) for z in (q, k, v))
         if state is not None:
             k, v, state = self.remember(k, v, state)
-        y = attention(q, k, v, mask, self.window)
+        y = attention(q, k, v, mask, self.window, self.causal)
         y = y.transpose((0, 2, 1, 3)).reshape((B, T, C))
         return self.dropout(self.out(y)), state
 
@@ -65,3 +70,7 @@ class Attention(Module):
         shape = (B, self.n_head, block_size, len(weight) // self.n_head)
         keys, values = (module_of(weight).zeros(shape, weight.dtype) for _ in range(2))
         return keys, values, 0
+
+    def flops(self, T):
+        """FLOPs to train on one of T tokens beyond 6 per weight: causal, half of 12 C T"""
+        return 6 * len(self.out.weight.data) * T

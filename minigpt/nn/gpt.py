@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from minigpt.engine.functional import gelu, relu2, rotary, token_shift
 from minigpt.nn.attention import Attention
-from minigpt.nn.language import Block, LanguageModel
-from minigpt.nn.layers import MLP, Embedding, LayerNorm
+from minigpt.nn.language import LanguageModel, stack
+from minigpt.nn.layers import Embedding
 
 # Words of our parameter names -> of transformers' GPT2LMHeadModel; weights are (in, out) in both.
 HUGGING_FACE = {
@@ -21,7 +21,7 @@ HUGGING_FACE = {
 
 @dataclass
 class GPTConfig:
-    """The shape of a GPT, with nanoGPT's names; n_inner None means 4 n_embd."""
+    """The shape of a model, with nanoGPT's names; n_inner None means 4 n_embd."""
 
     vocab_size: int
     block_size: int = 256
@@ -31,6 +31,11 @@ class GPTConfig:
     n_inner: int | None = None
     dropout: float = 0.0
     layer_norm_epsilon: float = 1e-5
+
+    @property
+    def out_std(self):
+        """Of the first weights that end in the residual stream."""
+        return 0.02 / (2 * self.n_layer) ** 0.5
 
     def __post_init__(self):
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
@@ -50,33 +55,14 @@ class GPT(LanguageModel):
     """
 
     def __init__(self, config, rng, turn=rotary, activation=relu2, shift=token_shift):
-        self.config = c = config
-        out_std = 0.02 / (2 * c.n_layer) ** 0.5
-        n_inner, eps = c.n_inner or 4 * c.n_embd, c.layer_norm_epsilon
-        blocks = [
-            Block(
-                LayerNorm(c.n_embd, eps),
-                Attention(c.n_embd, c.n_head, rng, p=c.dropout, out_std=out_std, turn=turn),
-                LayerNorm(c.n_embd, eps),
-                MLP(c.n_embd, n_inner, rng, activation, c.dropout, out_std),
-                shift,
-            )
-            for _ in range(c.n_layer)
-        ]
-        position = None if turn else Embedding(c.block_size, c.n_embd, rng)
-        norm = LayerNorm(c.n_embd, eps)
-        super().__init__(
-            c.vocab_size, c.block_size, c.n_embd, blocks, norm, rng, c.dropout, position
-        )
+        c = config
 
-    def flops_per_token(self):
-        """FLOPs to train on one token: 6 per weight in a matrix product (2 forward, 4 backward),
-        and attention's causal 6 L C T, half of 12. Source: Kaplan et al. 2020, section 2.1.
-        """
-        c, matrices = self.config, [p for p in self.named_parameters().values() if p.ndim == 2]
-        weights = sum(p.size for p in matrices)
-        weights -= self.position.weight.size if self.position else 0
-        return 6 * weights + 6 * c.n_layer * c.n_embd * c.block_size
+        def mixer(i):
+            return Attention(c.n_embd, c.n_head, rng, p=c.dropout, out_std=c.out_std, turn=turn)
+
+        blocks = stack(c, rng, mixer, activation, shift)
+        position = None if turn else Embedding(c.block_size, c.n_embd, rng)
+        super().__init__(c, blocks, rng, position)
 
 
 class GPT2(GPT):
@@ -84,9 +70,6 @@ class GPT2(GPT):
 
     def __init__(self, config, rng):
         super().__init__(config, rng, turn=None, activation=gelu, shift=None)
-
-
-MODELS = {"gpt": GPT, "gpt2": GPT2}
 
 
 def hugging_face_name(name):

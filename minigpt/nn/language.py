@@ -1,10 +1,12 @@
 """A language model: embedding, blocks, head. The mixers decide what kind it is."""
 
-from minigpt.engine.autograd import raw
+import sys
+
 from minigpt.engine.device import module_of
+from minigpt.engine.functional import relu2, token_shift
 from minigpt.engine.ops import matmul, transpose
 from minigpt.nn.attention import positions
-from minigpt.nn.layers import Dropout, Embedding
+from minigpt.nn.layers import MLP, Dropout, Embedding, LayerNorm, last_inputs, without_padding
 from minigpt.nn.module import Module
 
 
@@ -30,18 +32,8 @@ class Block(Module):
 
     def shifted(self, x, mask, past):
         """x behind the two inputs `past`, padding being zeros -> (y, the last two that are real)"""
-        xp, T = module_of(raw(x)), x.shape[1]
-        if mask is not None:
-            x = x * mask[:, -T:, None].astype(x.dtype)
-        y = self.shift(x, past)
-        if past is not None:
-            rows, last = slice(None), slice(T, None)
-            if mask is not None:
-                real = xp.concatenate([xp.ones((len(x), 2), int), mask[:, -T:]], 1) != 0
-                last = xp.sort(xp.where(real, xp.arange(T + 2), -1), 1)[:, -2:]
-                rows = xp.arange(len(x))[:, None]
-            past = xp.concatenate([past, raw(x)], 1)[rows, last].copy()
-        return y, past
+        x = without_padding(x, mask)
+        return self.shift(x, past), None if past is None else last_inputs(past, x, mask)
 
     def new_state(self, B, block_size):
         """The mixer's empty state, and zeros."""
@@ -49,6 +41,21 @@ class Block(Module):
         if self.shift:
             past = module_of(weight).zeros((B, 2, len(weight)), weight.dtype)
         return self.mixer.new_state(B, block_size), past
+
+
+def stack(c, rng, mixer, activation=relu2, shift=token_shift):
+    """The blocks of a model of config c; mixer(i) makes that of block i."""
+    n_inner, eps, out_std = c.n_inner or 4 * c.n_embd, c.layer_norm_epsilon, c.out_std
+    return [
+        Block(
+            LayerNorm(c.n_embd, eps),
+            mixer(i),
+            LayerNorm(c.n_embd, eps),
+            MLP(c.n_embd, n_inner, rng, activation, c.dropout, out_std),
+            shift,
+        )
+        for i in range(c.n_layer)
+    ]
 
 
 class State:
@@ -64,14 +71,18 @@ class LanguageModel(Module):
 
     model(ids, mask=None, state=None): ids (B, T) -> logits (B, T, V), or (logits, state) if a state
     from new_state(B) came in, which the call updates. mask (B, T), 1 = token, 0 = padding: padded
-    positions are never attended and do not count as positions. Raises ValueError past block_size.
+    positions are never attended and do not count as positions. Raises ValueError past block_size,
+    which is how many positions fit: recurrence and convolution have no limit.
     Source: Radford et al. 2018; tied head: Press & Wolf 2017.
     """
 
-    def __init__(self, vocab_size, block_size, n_embd, blocks, norm, rng, p=0.0, position=None):
-        self.embedding, self.position = Embedding(vocab_size, n_embd, rng), position
-        self.dropout, self.blocks, self.norm = Dropout(p, rng), blocks, norm
-        self.block_size = block_size
+    def __init__(self, config, blocks, rng, position=None):
+        self.config = c = config
+        norm = LayerNorm(c.n_embd, c.layer_norm_epsilon)
+        self.embedding, self.position = Embedding(c.vocab_size, c.n_embd, rng), position
+        self.dropout, self.blocks, self.norm = Dropout(c.dropout, rng), blocks, norm
+        limited = position or any(block.mixer.limited for block in blocks)
+        self.block_size = c.block_size if limited else sys.maxsize
 
     def forward(self, ids, mask=None, state=None):
         past = state.length if state else 0
@@ -107,3 +118,10 @@ class LanguageModel(Module):
     def new_state(self, B):
         """The state before the first token of B texts."""
         return State([block.new_state(B, self.block_size) for block in self.blocks])
+
+    def flops_per_token(self):
+        """FLOPs to train on one token: 6 per weight in a matrix product (2 forward, 4 backward),
+        and what the mixers do besides. Source: Kaplan et al. 2020, section 2.1."""
+        weights = sum(p.size for p in self.named_parameters().values() if p.ndim >= 2)
+        weights -= self.position.weight.size if self.position else 0
+        return 6 * weights + sum(b.mixer.flops(self.config.block_size) for b in self.blocks)

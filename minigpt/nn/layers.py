@@ -1,5 +1,7 @@
 """The layers every architecture shares: parameters and the formula that uses them."""
 
+from minigpt.engine.autograd import raw
+from minigpt.engine.device import module_of
 from minigpt.engine.functional import dropout, embedding, gelu, layer_norm, linear
 from minigpt.nn.module import Module, constant, normal
 
@@ -59,3 +61,19 @@ class MLP(Module):
 
     def forward(self, x):
         return self.dropout(self.down(self.activation(self.up(x))))
+
+
+def without_padding(x, mask):
+    """x (B, T, C), 0 where the last T columns of mask are"""
+    return x if mask is None else x * mask[:, -x.shape[1] :, None].astype(x.dtype)
+
+
+def last_inputs(past, x, mask):
+    """The last n real rows of past (B, n, C), all real, and x (B, T, C) together -> (B, n, C)"""
+    xp, n, T = module_of(past), past.shape[1], x.shape[1]
+    rows, last = slice(None), slice(T, None)
+    if mask is not None:
+        real = xp.concatenate([xp.ones((len(past), n), int), mask[:, -T:]], 1) != 0
+        last = xp.sort(xp.where(real, xp.arange(T + n), -1), 1)[:, -n:]
+        rows = xp.arange(len(past))[:, None]
+    return xp.concatenate([past, raw(x)], 1)[rows, last].copy()

@@ -121,4 +121,4 @@ class Flat:
             self.data[place] = p.data.reshape(-1)
             p.data, p.grad = self.data[place].reshape(p.shape), self.grad[place].reshape(p.shape)
             if kind(p) == 0:
-                self.matrices.append((place, p.shape))
+                self.matrices.append((place, (p.size // p.shape[-1], p.shape[-1])))

@@ -19,12 +19,37 @@ def option(default, text, *bounds, **argument):
     return field(default_factory=partial(copy, default), metadata=metadata)
 
 
+STATEFUL = {"n_layer": 2, "block_size": 128, "batch_size": 16}
+ROWS = {"block_size": 1, "batch_size": 64, "n_layer": 2, "n_embd": 64, "eval_every": 50}
+ROWS |= {"optimizer": "adamw", "learning_rate": 4e-3, "steps": 1500, "warmup": 50, "patience": 99}
+ROWS |= {"dropout": 0.1}
+DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ there
+    **{("text", name): STATEFUL for name in ("lstm", "gru", "rnn")},
+    ("image", ""): ROWS,
+    ("image", "conv"): {"n_embd": 128, "learning_rate": 1e-3, "dropout": 0.5},
+    ("image", "lstm"): {"learning_rate": 2e-3, "dropout": 0.2},
+    ("sound", ""): ROWS | {"n_embd": 128},
+    ("table", ""): ROWS | {"learning_rate": 2e-3, "steps": 300, "dropout": 0.2, "eval_every": 10},
+}
+
+
 @dataclass
 class Config:
     """The options of train.py; the texts are its --help."""
 
-    data: list = option(["manual"], "manual (this Python's documentation) or text files", nargs="+")
-    model: str = option("gpt", "gpt, or gpt2: GPT-2's own form", choices=["gpt", "gpt2"])
+    data: list = option(
+        ["manual"],
+        "manual (this Python's documentation) or text files; or to classify: digits, sounds, "
+        "tumours, credit, a .csv with --target, MNIST's folder, a folder of .npy or .wav",
+        nargs="+",
+    )
+    model: str = option(
+        "gpt",
+        "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; gpt2: GPT-2's own form; "
+        "each, on each kind of data, has its own defaults for what is below",
+        choices=["gpt", "gpt2", "lstm", "gru", "rnn", "conv"],
+    )
+    target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
     minutes: float = option(3.0, "training time; more ends lower; sets --steps after 20", (">", 0))
     steps: int = option(None, "number of updates, instead of --minutes", (">=", 1))
@@ -57,6 +82,16 @@ class Config:
     )
     seed: int = option(1337, "fixes weights, order of the text and samples", (">=", 0))
     plain: bool = option(False, "run the definitions without fast pairs: slower, same result")
+
+    @classmethod
+    def fitted(cls, kind, given):
+        """The defaults of this kind of data and model, and over them what was given."""
+        model = given.get("model", "gpt")
+        own = {name: DEFAULTS.get((kind, name), {}) for name in ("", model)}
+        own = own[""] | own[model]
+        if "minutes" in given:
+            own.pop("steps", None)
+        return cls(**own | given)
 
     def __post_init__(self):
         if self.batch_size % self.accumulate:

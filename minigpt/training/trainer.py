@@ -20,7 +20,6 @@ from minigpt.training.parallel import Alone
 
 NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
 STATE = ("step", "best", "stale", "recent")  # attributes that a checkpoint keeps
-EPOCHS = 6  # after more, validation gets worse on small texts (the picture in README)
 TIMED = 20  # steps that tell how many fit in --minutes
 
 
@@ -124,7 +123,9 @@ class Trainer:
                 if c.steps is None:
                     self.plan(times)
                     bar.total = c.steps
-                bar.set_postfix_str(f"loss {self.recent:.3f}, {tokens / took:,.0f} tokens/s", False)
+                bar.set_postfix_str(
+                    f"loss {self.recent:.3f}, {tokens / took:,.0f} {self.stream.unit}/s", False
+                )
                 bar.update()
                 if self.step % c.eval_every == 0 or self.step == c.steps:
                     self.evaluate()
@@ -136,19 +137,20 @@ class Trainer:
 
     def plan(self, times):
         """After TIMED steps, or a tenth of the time, set config.steps to what fits in
-        config.minutes if a step takes the median of these, but to no more than EPOCHS; rank 0 has
-        the clock."""
+        config.minutes if a step takes the median of these, but to no more than the stream's
+        epochs; rank 0 has the clock."""
         c, steps, whole = self.config, None, 60 * self.config.minutes
         if len(times) == TIMED or self.seconds > whole / 10:
             steps = self.step + max(0, round((whole - self.seconds) / statistics.median(times)))
         c.steps = self.ranks.all_gather(steps)[0]
         if not c.steps:
             return
-        most = max(self.step, EPOCHS * len(self.stream) // c.batch_size)
+        most = max(self.step, self.stream.epochs * len(self.stream) // c.batch_size)
         why = f"fit in {c.minutes:g} min"
         if c.steps > most:
             c.steps = most
-            why = f"read this text {EPOCHS} times, more learns it by heart; --steps N insists"
+            times = f"{self.stream.epochs} times"
+            why = f"read this data {times}, more learns it by heart; --steps N insists"
         if self.ranks.rank == 0:
             tqdm.write(f"{'':<14} {c.steps} steps {why}")
 

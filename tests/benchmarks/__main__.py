@@ -7,10 +7,14 @@ import             seconds
 budgets            the loss of the default after 13 s to 5 minutes: 20 minutes
 ablation           what each part of the default brings, 66 s each: a quarter of an hour
 scale              loss against size, for equal tokens and equal seconds; overfitting; scale.svg
+lstm, cnn          a training step of a plain LSTM and of a CNN, beside PyTorch's
+families           each family for 3 minutes on a text
+applications       every application by every mechanism: their default commands
+folds              tables, repeated 5-fold, beside scikit-learn's models
 readme             measures nothing: puts the tables of results.json into README.md
 
 All but readme by default. Run it on an idle machine: ratios are the figures, times differ between
-machines. Needs PyTorch, transformers and matplotlib.
+machines. Needs PyTorch, transformers, matplotlib, scikit-learn.
 """
 
 import argparse
@@ -32,9 +36,11 @@ def main():
     parser.add_argument("--data", default="manual", help="their text: manual (default) or a file")
     args = parser.parse_args()
     if args.names != ["readme"] and not all(
-        map(find_spec, ("torch", "transformers", "matplotlib"))
+        map(find_spec, ("torch", "transformers", "matplotlib", "sklearn"))
     ):
-        parser.error("needs PyTorch, transformers and matplotlib: pip install -e '.[dev]'")
+        parser.error(
+            "needs PyTorch, transformers, matplotlib and scikit-learn: pip install -e '.[dev]'"
+        )
     if args.rounds is not None and args.rounds < 2:
         parser.error("--rounds: a spread needs at least 2")
     for name in args.names:
@@ -50,9 +56,10 @@ def main():
             benchmark, usual = BENCHMARKS[name]
             result = benchmark(args.rounds or usual)
         else:  # last, and here: from now on this process has NumPy, see measure.py
-            from tests.benchmarks import learning
+            from tests.benchmarks import families, learning
 
-            result = getattr(learning, name)(args.data, args.seconds or LEARNING[name])
+            benchmark = getattr(families, name, None) or getattr(learning, name)
+            result = benchmark(args.data, args.seconds or LEARNING[name])
         tables.save(name, result | {"machine": machine()})
         print(f"\n{name}\n\n{tables.render(name, tables.load()[name])}", flush=True)
 

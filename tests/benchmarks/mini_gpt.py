@@ -11,7 +11,8 @@ from minigpt.engine import device, fast_numpy
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
-from minigpt.nn.gpt import MODELS, GPTConfig, hugging_face_name
+from minigpt.nn.families import language_model
+from minigpt.nn.gpt import GPTConfig, hugging_face_name
 from minigpt.nn.module import Flat
 from minigpt.training import parallel
 from minigpt.training.optim import AdamW, clip
@@ -20,7 +21,7 @@ from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
 
 
 def build(shape, form="gpt2"):
-    model = MODELS[form](GPTConfig(**shape), np.random.default_rng(0))
+    model = language_model(form, GPTConfig(**shape), np.random.default_rng(0))
     for name, p in model.named_parameters().items():
         p.data[...] = competitor.array(hugging_face_name(name), p.shape)
     return model
@@ -40,12 +41,15 @@ def train(shape, batch, workers=1, definitions=False, without="", form="gpt2"):
 
 def work(ranks, shape, batch, definitions, form):
     """What every rank does; rank 0 alone listens and answers."""
-    model = build(shape, form)
+    from tests.benchmarks import mini_stack  # which imports this file
+
+    model = (mini_stack.build if form in ("lstm", "cnn") else build)(shape, form)
     flat = Flat(model, ranks)
     optimizer, numbers = AdamW(flat, DECAY, BETAS), itertools.count(1)
     mine = slice(ranks.rank, None, ranks.size)
 
     def step(x, y):
+        y = y[:, -1] if form == "cnn" else y
         loss = cross_entropy(model(x[mine]), y[mine], count=y.size)
         loss.backward()
         ranks.all_reduce(flat.grad)

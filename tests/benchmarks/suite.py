@@ -12,6 +12,8 @@ from tests.benchmarks.measure import in_turns, ratio, running, spread
 SMALL = {"vocab_size": 65, "block_size": 64, "n_layer": 4, "n_head": 4, "n_embd": 128}
 LARGE = {"vocab_size": 65, "block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384}
 GPT2 = {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768}
+LSTM = {"vocab_size": 65, "block_size": 64, "n_embd": 128, "n_hidden": 256}
+CNN = {"vocab_size": 10, "block_size": 784}
 RUNGS = {  # what each way to train adds to the code
     "minigpt, definitions": "minigpt/engine/functional.py",
     "minigpt, pairs": "minigpt/engine/fast_numpy.py",
@@ -36,6 +38,22 @@ def training(kinds, shape, batch, steps, rounds):
         )
         row["mb"] = None if name == FLOOR else measure.peak_mb(commands[name], 2 * steps)
     theirs, others = sum(losses[TORCH], []), (sum(losses[n], []) for n in rows if n != FLOOR)
+    apart = max(abs(a - b) for ours in others for a, b in zip(ours, theirs, strict=True))
+    return {"rows": rows, "steps": len(theirs), "loss_difference": apart}
+
+
+def stack(form, shape, batch, steps, rounds):
+    """Training steps of a plain LSTM or CNN, one process and one per core, and PyTorch's."""
+    work = {"shape": shape, "batch": batch, "form": form}
+    commands = {
+        "minigpt, pairs": ("mini_stack", "train", work),
+        "minigpt, workers": ("mini_stack", "train", work | {"workers": measure.cores()}),
+        TORCH: ("torch_stack", "train", work),
+    }
+    with running(commands) as competitors:
+        ms, losses = in_turns(competitors, rounds, steps)
+    rows = {n: {"ms": spread(sum(ms[n], [])), "ratio": ratio(ms[n], ms[TORCH])} for n in commands}
+    theirs, others = sum(losses[TORCH], []), (sum(losses[n], []) for n in rows)
     apart = max(abs(a - b) for ours in others for a, b in zip(ours, theirs, strict=True))
     return {"rows": rows, "steps": len(theirs), "loss_difference": apart}
 
@@ -130,9 +148,14 @@ BENCHMARKS = {  # name: function of the number of rounds, and their usual number
     "sampling": (sampling, 7),
     "gpt2": (gpt2, 5),
     "import": (imports, 5),
+    "lstm": (partial(stack, "lstm", LSTM, 32, 10), 12),
+    "cnn": (partial(stack, "cnn", CNN, 64, 10), 12),
 }
 LEARNING = {
     "budgets": 66,
     "ablation": 66,
     "scale": 40,
-}  # functions of learning.py: usual seconds of each run
+    "families": 180,
+    "applications": 0,  # their default commands
+    "folds": 5,  # repeats
+}  # functions of learning.py and families.py: usual seconds of each run

@@ -140,7 +140,58 @@ def scale(result):
     yield f"The text is {result['data']}. {said}`--patience` {stops}."
 
 
+def stack(result):
+    lines = [
+        [name, ranged(row["ms"], ".1f"), ranged(row["ratio"], ".2f")]
+        for name, row in result["rows"].items()
+    ]
+    yield table(["", "ms a step (10 to 90 %)", "time / PyTorch's (10 to 90 %)"], *lines)
+    yield f"In {result['steps']} steps losses differ by at most {result['loss_difference']:.0e}."
+
+
+def families(result):
+    lines = []
+    for name, row in result["rows"].items():
+        figures = f"{row['loss']:.3f}", f"{row['parameters']:.2f} M", f"{row['tokens_per_s']:,.0f}"
+        lines.append([f"`--model {name}`", *figures, f"{row['steps']:,}", row["form"]])
+    head = ["", "nats per character", "parameters", "tokens/s", "steps", "form"]
+    yield table(head, *lines)
+    yield f"The text is {result['data']}; the loss that of its whole validation split."
+
+
+def applications(result):
+    head, lines = ["`--data`"], []
+    for name, row in result["rows"].items():
+        head = ["`--data`", *row]
+        lines.append([f"`{name}`", *map(scored, row.values())])
+    yield table(head, *lines)
+    yield ""
+
+
+def scored(cell):
+    auc = f", AUC {cell['auc']:.3f}" if "auc" in cell else ""
+    return f"{cell['accuracy']:.1f} %{auc}, {cell['seconds']:.0f} s"
+
+
+def folds(result):
+    lines = []
+    for name, models in result["rows"].items():
+        for model, row in models.items():
+            accuracy, auc, gain = row["accuracy"], row["auc"], row["gain"]
+            line = [f"`{name}`", model, f"{accuracy[0]:.1%} ± {accuracy[1]:.1%}"]
+            line += [f"{auc[0]:.4f} ± {auc[1]:.4f}", f"{gain[0]:+.4f} ± {gain[1]:.4f}"]
+            lines.append([*line, f"{row['wins']} of {row['folds']}"])
+    head = ["", "model", "accuracy", "AUC (± over folds)", "AUC - regression's", "folds won"]
+    yield table(head, *lines)
+    yield "± is the standard deviation over folds; of the difference, its standard error."
+
+
 KINDS = {
+    "lstm": stack,
+    "cnn": stack,
+    "families": families,
+    "applications": applications,
+    "folds": folds,
     "budgets": budgets,
     "ablation": ablation,
     "scale": scale,

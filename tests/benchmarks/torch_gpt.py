@@ -50,16 +50,16 @@ def build(shape):
     return model
 
 
-def train(shape, batch):
-    model = build(shape)
+def train(shape, batch, model=None, classify=False):
+    model = model or build(shape)
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     rest = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": DECAY}, {"params": rest, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=BETAS)
 
     def step(x, y):
-        z = model(torch.from_numpy(x))
-        loss = F.cross_entropy(z.view(-1, z.shape[-1]), torch.from_numpy(y.reshape(-1)))
+        z, y = model(torch.from_numpy(x)), y[:, -1] if classify else y
+        loss = F.cross_entropy(z.view(-1, z.shape[-1]), torch.from_numpy(y.reshape(-1).copy()))
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()

@@ -1,0 +1,38 @@
+"""Items in random order, each once per epoch."""
+
+import numpy as np
+
+
+class Shuffled:
+    """The places 0 to n - 1 in an order that seed and epoch give: all that resuming takes is the
+    position, {"epoch", "index"}."""
+
+    def __init__(self, n, seed):
+        self.n, self.seed = n, seed
+        self.position = {"epoch": 0, "index": 0}
+
+    def __len__(self):
+        return self.n
+
+    @property
+    def position(self):
+        return {"epoch": self.epoch, "index": self.index}
+
+    @position.setter
+    def position(self, position):
+        self.epoch, self.index = position["epoch"], position["index"]
+        self.shuffle(np.random.default_rng((self.seed, self.epoch)))
+
+    def shuffle(self, rng):
+        """Set `order` for the epoch that begins."""
+        self.order = rng.permutation(len(self))
+
+    def take(self, n):
+        """-> the next n places (n,); they may end one epoch and begin another."""
+        places = np.empty(n, int)
+        for i in range(n):
+            places[i] = self.order[self.index]
+            self.index += 1
+            if self.index == len(self):
+                self.position = {"epoch": self.epoch + 1, "index": 0}
+        return places

@@ -1,0 +1,125 @@
+"""Classifiers of images, sounds and tables: a CNN, or tokens through the blocks of families.py.
+
+An image (Y, X, C) is read row by row (recurrence) or in square patches (attention), a sound (T,) in
+frames, a table's row (F,) feature by feature.
+"""
+
+from minigpt.engine.functional import max_pool2d, relu
+from minigpt.engine.ops import mean
+from minigpt.nn.attention import Attention
+from minigpt.nn.convolution import Conv
+from minigpt.nn.language import stack
+from minigpt.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from minigpt.nn.module import Module, normal
+from minigpt.nn.recurrence import CELLS, Recurrence
+
+FRAME = 50  # samples of a sound in a token
+
+
+class Features(Module):
+    """Token f = x_f w_f + b_f.  x (B, F) -> (B, F, C).  Source: Gorishniy et al. 2021, 3.3"""
+
+    def __init__(self, n, n_embd, rng):
+        self.weight = normal(rng, (1, n, n_embd), 0.1)  # b is the classifier's position
+
+    def forward(self, x):
+        return x.reshape(*x.shape, 1) * self.weight
+
+
+class Patches(Module):
+    """Token t = patch t of an image times a matrix.  x (B, Y, X, C) -> (B, T, n_embd)"""
+
+    def __init__(self, shape, size, n_embd, rng):
+        around = tuple(n // 2 if n < whole else 0 for n, whole in zip(size, shape[:2], strict=True))
+        seen = tuple(n + 2 * more for n, more in zip(size, around, strict=True))
+        self.conv = Conv(seen, shape[2], n_embd, rng, stride=size, padding=around)
+        self.count = (shape[0] // size[0]) * (shape[1] // size[1])
+        self.shape = shape
+
+    def forward(self, x):
+        y = self.conv(x.reshape(len(x), *self.shape))
+        return y.reshape((len(x), self.count, y.shape[3]))
+
+
+class Classifier(Module):
+    """Logits of the classes: tokens, blocks, the mean over all tokens, head.  x -> (B, K)"""
+
+    def __init__(self, kind, model, shape, config, rng):
+        self.config = c = config
+        side = max(2, shape[0] // 7)  # of a patch: 4 x 4 patches of 8 x 8, 7 x 7 of 28 x 28
+        if kind == "table":
+            self.tokens, T = Features(shape[0], c.n_embd, rng), shape[0]
+        else:
+            size = (side, side) if model == "gpt" else (1, shape[1] if kind == "image" else 1)
+            if kind == "sound":
+                shape, size = (1, shape[0], 1), (1, FRAME)
+            self.tokens = Patches(shape, size, c.n_embd, rng)
+            T = self.tokens.count
+
+        def mixer(i):
+            if model in CELLS:
+                return Recurrence(model, c.n_embd, c.n_embd, rng)
+            return Attention(c.n_embd, c.n_head, rng, p=c.dropout, out_std=c.out_std, causal=False)
+
+        self.position = Embedding(T, c.n_embd, rng, std=0.5)
+        self.blocks = stack(c, rng, mixer, shift=None)
+        self.norm, self.dropout = LayerNorm(c.n_embd), Dropout(c.dropout, rng)
+        self.head = Linear(c.n_embd, c.vocab_size, rng)
+
+    def forward(self, x):
+        x = self.dropout(self.tokens(x) + self.position.weight)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.head(self.norm(mean(x, 1)))
+
+    def flops_per_token(self):
+        """FLOPs to train on one example, 6 per weight and token."""
+        return 6 * self.parameter_count() * len(self.position.weight)
+
+
+class CNN(Module):
+    """Logits of the classes by convolution: layers, then a hidden layer and the head.  x -> (B, K)
+
+    Images: 3 x 3 to 32 channels, to 64, the larger of 2 x 2. Sounds: strides halve time again and
+    again, and the mean over time is taken. Tables: neighbouring features.
+    Source: LeCun et al. 1998; sounds: Dai et al. 2017, arXiv 1610.00087.
+    """
+
+    def __init__(self, kind, shape, config, rng):
+        self.kind, self.shape, self.config, layers = kind, shape, config, []
+        if kind == "image":
+            layers = [Conv((3, 3), n, m, rng, padding=1) for n, m in ((shape[2], 32), (32, 64))]
+            flat, self.positions = shape[0] // 2 * (shape[1] // 2) * 64, shape[0] * shape[1]
+        elif kind == "sound":
+            sizes = (64, 1, 32, 8), (8, 32, 64, 4), (8, 64, 64, 4), (4, 64, 128, 2)
+            layers = [Conv((k,), n, m, rng, stride=s, padding=k // 2) for k, n, m, s in sizes]
+            flat, self.positions = 128, shape[0] // 32
+        else:
+            layers = [Conv((3,), n, 32, rng, padding=1) for n in (1, 32)]
+            flat, self.positions = shape[0] * 32, shape[0]
+        self.layers = layers
+        self.hidden = Linear(flat, config.n_embd, rng, std=(2 / flat) ** 0.5)
+        self.dropout = Dropout(config.dropout, rng)
+        self.head = Linear(config.n_embd, config.vocab_size, rng)
+
+    def forward(self, x):
+        if self.kind != "image":
+            x = x.reshape(*x.shape, 1)
+        for layer in self.layers[:-1]:
+            x = relu(layer(x))
+        x = self.layers[-1](x)
+        x = relu(max_pool2d(x) if self.kind == "image" else x)  # the order saves 3 of 4 relus
+        x = mean(x, 1) if self.kind == "sound" else x.reshape((len(x), -1))
+        return self.head(self.dropout(relu(self.hidden(self.dropout(x)))))
+
+    def flops_per_token(self):
+        """FLOPs to train on one example, 6 per weight and place where it is used."""
+        conv = sum(layer.weight.size for layer in self.layers)
+        return 6 * (conv * self.positions + self.hidden.weight.size)
+
+
+def classifier(kind, model, shape, config, rng):
+    """The classifier by this name for examples of this kind and shape; config.vocab_size classes"""
+    if model == "conv":
+        return CNN(kind, shape, config, rng)
+    return Classifier(kind, model, shape, config, rng)

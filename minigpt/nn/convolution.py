@@ -1,0 +1,52 @@
+"""Convolution as a layer, and as a mixer: every position sees a few positions before it."""
+
+from minigpt.engine.device import module_of
+from minigpt.engine.functional import conv1d, conv2d, sigmoid
+from minigpt.engine.ops import concatenate, split, tanh
+from minigpt.nn.layers import Linear, last_inputs, without_padding
+from minigpt.nn.module import Module, constant, normal
+
+
+class Conv(Module):
+    """conv2d of x (B, Y, X, C), or conv1d of x (B, T, C): size (K, K) or (K,); options as there."""
+
+    def __init__(self, size, n_in, n_out, rng, **options):
+        fan_in = n_in
+        for n in size:
+            fan_in *= n
+        self.weight = normal(rng, (*size, n_in, n_out), (2 / fan_in) ** 0.5)  # He et al. 2015
+        self.bias = constant(n_out, 0.0)
+        self.formula, self.options = (conv1d if len(size) == 1 else conv2d), options
+
+    def forward(self, x):
+        return self.formula(x, self.weight, self.bias, **self.options)
+
+
+class CausalConv(Module):
+    """y = (tanh(a) * sigmoid(b)) w, a and b from the inputs 0, d, ..., (K - 1) d positions back.
+
+    x (B, T, C) -> y (B, T, C), state: the last (K - 1) d inputs (B, (K - 1) d, C). Padding is 0.
+    Source: van den Oord et al. 2016, arXiv 1609.03499, section 2.3.
+    """
+
+    limited = False  # to block_size positions
+
+    def __init__(self, n_embd, size, dilation, rng, out_std=0.02):
+        self.conv = Conv((size,), n_embd, 2 * n_embd, rng, dilation=dilation)
+        self.out = Linear(n_embd, n_embd, rng, std=out_std)
+        self.reach = (size - 1) * dilation
+
+    def forward(self, x, mask=None, state=None):
+        x = without_padding(x, mask)
+        past = self.new_state(len(x)) if state is None else state
+        a, b = split(self.conv(concatenate([past, x], 1)), 2, 2)
+        return self.out(tanh(a) * sigmoid(b)), None if state is None else last_inputs(past, x, mask)
+
+    def new_state(self, B, block_size=None):
+        """Zeros, which stand before the first token."""
+        w = self.out.weight.data
+        return module_of(w).zeros((B, self.reach, len(w)), w.dtype)
+
+    def flops(self, T):
+        """None beyond those of the weights."""
+        return 0

@@ -1,0 +1,143 @@
+"""One block, three mechanisms: each model on a text, on every application, and folds of tables."""
+
+import re
+import subprocess
+import sys
+import time
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from tests.benchmarks import measure
+
+TEXT = ["gpt", "lstm", "gru", "rnn", "conv"]
+MECHANISMS = {"convolution": "conv", "recurrence": "lstm", "attention": "gpt"}
+APPLICATIONS = {
+    "digits": "handwritten digits",
+    "sounds": "timbre of sounds",
+    "tumours": "tumours: malignant?",
+    "credit": "credit: bad?",
+}
+
+
+def run(*words):
+    """train.py in an empty folder -> what it printed, s in all"""
+    start = time.perf_counter()
+    with TemporaryDirectory() as out:
+        command = [sys.executable, str(measure.ROOT / "train.py"), *words, "--out", out]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout, time.perf_counter() - start
+
+
+def families(data, seconds):
+    """Each family for as long on the same text: the command's own words."""
+    rows = {}
+    for model in TEXT:
+        said, _ = run("--data", str(data), "--model", model, "--minutes", str(seconds / 60))
+        steps, trained = re.findall(r"step +(\d+) +(\d+) s", said)[-1]
+        tokens = np.prod([int(n) for n in re.search(r"of (\d+) x (\d+) tokens", said).groups()])
+        rows[model] = {
+            "loss": float(re.search(r"whole split: ([\d.]+)", said)[1]),
+            "parameters": float(re.search(r"([\d.]+) M parameters", said)[1]),
+            "form": re.search(r"2 build +\w+: (.*?):", said)[1],
+            "steps": int(steps),
+            "seconds": int(trained),
+            "tokens_per_s": int(tokens) * int(steps) / int(trained),
+        }
+        print(model, rows[model], flush=True)
+    return {"data": str(data).split("/")[-1], "rows": rows}
+
+
+def applications(data, seconds):
+    """Each application by each mechanism: the default command's held-out score."""
+    rows = {}
+    for name in APPLICATIONS:
+        for mechanism, model in MECHANISMS.items():
+            said, took = run("--data", name, "--model", model)
+            found = {"accuracy": float(re.search(r"accuracy ([\d.]+)%", said)[1]), "seconds": took}
+            if two := re.search(r"AUC ([\d.]+)", said):
+                found["auc"] = float(two[1])
+            rows.setdefault(name, {})[mechanism] = found
+            print(name, mechanism, found, flush=True)
+    return {"rows": rows}
+
+
+def folds(data, seconds):
+    """Repeated 5-fold: minigpt's attention (the mean of a few seeds) and scikit-learn's models on
+    the same columns and folds; accuracy, AUC, and AUC minus logistic regression's by fold."""
+    rows = {}
+    for name in ("tumours", "credit"):
+        scores = {}
+        for repeat in range(int(seconds)):
+            for fold, found in enumerate(one_repeat(name, repeat)):
+                for model, pair in found.items():
+                    scores.setdefault(model, []).append(pair)
+                print(name, repeat, fold, found, flush=True)
+        reference = np.array(scores["logistic regression"])[:, 1]
+        rows[name] = {}
+        for model, pairs in scores.items():
+            accuracy, auc = np.array(pairs).T
+            gain = auc - reference
+            rows[name][model] = {
+                "accuracy": [accuracy.mean(), accuracy.std()],
+                "auc": [auc.mean(), auc.std()],
+                "gain": [gain.mean(), gain.std() / len(gain) ** 0.5],
+                "wins": int((gain > 0).sum()),
+                "folds": len(gain),
+            }
+    return {"rows": rows}
+
+
+def one_repeat(name, repeat):
+    """Five folds -> for each {model: (accuracy, AUC)}"""
+    from sklearn.ensemble import GradientBoostingClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+
+    from minigpt.datasets import tables
+    from minigpt.training.scores import accuracy, auc
+
+    target, positive = tables.TARGETS[name][:2]
+    columns = tables.read_csv(measure.ROOT / "data" / f"{name}.csv")
+    y = (np.array(columns.pop(target)) == positive).astype(np.int32)
+    for train, test in StratifiedKFold(5, shuffle=True, random_state=repeat).split(y, y):
+        x = tables.TableEncoder.fit(columns, train).encode_columns(columns)
+        boosting = GradientBoostingClassifier(max_depth=2, random_state=0)
+        fits = {
+            "logistic regression": LogisticRegression(C=0.1, max_iter=5000).fit(x[train], y[train]),
+            "gradient boosting": boosting.fit(x[train], y[train]),
+        }
+        p = {model: fit.predict_proba(x[test]) for model, fit in fits.items()}
+        p["minigpt, attention"] = np.mean(
+            [learned(x[train], y[train], x[test], seed) for seed in range(3)], axis=0
+        )
+        yield {m: (accuracy(q, y[test]), auc(q[:, 1], y[test] == 1)) for m, q in p.items()}
+
+
+def learned(x, y, x_test, seed):
+    """Probabilities of the default attention model, trained for its default steps, the last tenth
+    of the rows for validation."""
+    from minigpt.datasets.tables import Rows
+    from minigpt.nn.classifier import classifier
+    from minigpt.nn.gpt import GPTConfig
+    from minigpt.nn.module import Flat
+    from minigpt.training.config import Config
+    from minigpt.training.optim import OPTIMIZERS
+    from minigpt.training.scores import probabilities
+    from minigpt.training.trainer import Trainer
+
+    c = Config.fitted("table", {"seed": seed, "eval_every": 10**6})
+    rng = np.random.default_rng(seed)
+    shape = {name: getattr(c, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
+    config = GPTConfig(2, dropout=c.dropout, **shape)
+    model = classifier("table", "gpt", x.shape[1:], config, rng)
+    optimizer = OPTIMIZERS[c.optimizer](Flat(model), c.weight_decay)
+    with TemporaryDirectory() as out:
+        stream = Rows(x, y, seed)
+        trainer = Trainer(model, optimizer, stream, (x[:8], y[:8]), c, rng, out, {}, print_nothing)
+        trainer.run()
+    return probabilities(model, x_test)
+
+
+def print_nothing(*_):
+    """For Trainer's on_evaluate."""
