@@ -69,6 +69,10 @@ def main(words=None):
         run = args.run or newest()
         model, tokenizer, about = load(run, library)
         if "examples" in about:
+            if args.prompt is not None or args.interactive:
+                raise ValueError(
+                    f"--prompt: expected a model that writes, {run} classifies; use --input"
+                )
             return classify(model, about, args.input)
         if args.input:
             raise ValueError(f"--input: expected a classifier, {run} writes; use --prompt")

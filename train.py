@@ -332,7 +332,9 @@ def fit(trainer, saved):
         say("4 train", f"continues after step {trainer.step}{size}{crew}")
     elif first:
         size = f"{c.steps} steps" if c.steps else f"{c.minutes:g} minutes, in steps"
-        say("4 train", f"{size} of {c.batch_size} x {c.block_size} tokens{crew}")
+        rows = trainer.stream.unit == "rows"
+        batch = f"{c.batch_size} rows" if rows else f"{c.batch_size} x {c.block_size} tokens"
+        say("4 train", f"{size} of {batch}{crew}")
         trainer.on_evaluate(trainer, math.inf, math.inf)
     trainer.run()
     if first and trainer.stale >= c.patience and trainer.step != c.steps:

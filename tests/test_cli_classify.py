@@ -379,3 +379,9 @@ def test_input_on_a_model_that_writes_is_refused_in_one_line(place, monkeypatch,
     capsys.readouterr()
     error = mistake(sample.main, ["out/text-gpt", "--input", "table.csv"], capsys, place)
     assert error == "sample.py: --input: expected a classifier, out/text-gpt writes; use --prompt\n"
+
+
+@pytest.mark.parametrize("word", [("--prompt", "x"), ("--interactive",)])
+def test_a_classifier_refuses_a_prompt_in_one_line(place, trained, capsys, word):
+    error = mistake(sample.main, [str(trained[0] / "out/table-lstm"), *word], capsys, place)
+    assert error.startswith("sample.py: --prompt: expected a model that writes,")

@@ -1,4 +1,5 @@
-"""Fast pairs of recurrence on NumPy arrays; see fast_numpy.py. They take 1/8 of the plain time.
+"""Fast pairs of recurrence on NumPy arrays; see fast_numpy.py. Without them a step of the LSTM in
+tests/benchmarks takes 16 % longer, one of `--model gru` 79 %, of `--model rnn` 37 %.
 
 Arrays are kept time first, (T, B, ..): what belongs to one step lies together, and the gradients of
 weights are one product over all steps. A cell has two functions, `_step` and `_back`, that fill
