@@ -79,6 +79,8 @@ def main(words=None):
         if args.prompt is None and not args.interactive:
             piped = sys.stdin and not sys.stdin.isatty()
             args.prompt = sys.stdin.read().rstrip("\n") if piped else ""
+    except BrokenPipeError:
+        raise  # of a classifier's report, see below
     except (ValueError, OSError) as error:
         parser.error(str(error))
     rng = np.random.default_rng(args.seed)
