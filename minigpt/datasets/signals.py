@@ -21,6 +21,7 @@ SEMITONES = [  # above 110 Hz, over three octaves: what is tested was not heard 
 
 
 def check(right, where, expected, got, remedy):
+    """Raise ValueError in the project's words unless what was expected is right."""
     if not right:
         raise ValueError(f"{where}: expected {expected}, got {got}; {remedy}")
 
@@ -162,6 +163,7 @@ def class_folder(folder, seed):
 
 
 def kind_of(x):
+    """Of one example's array: one axis is a sound."""
     return "sound" if x.ndim == 1 else "image"
 
 

@@ -97,6 +97,7 @@ def kind(names, target):
 
 
 def kind_of(name, target):
+    """The kind of data that one word of --data names"""
     path = Path(name)
     if name in NAMES:
         return NAMES[name]
@@ -305,5 +306,6 @@ def table(path, seed, target, positive=None, audited=None):
 
 
 def by_age(years):
+    """Ages, numbers or cells -> the names of their groups"""
     names = np.array(["under 30", "30 to 44", "45 and over"])
     return names[np.digitize(np.array(years, float), [30, 45])]

@@ -94,13 +94,9 @@ def _backward(x, w, dy, *how):
 
 
 def max_pool2d_forward(x, size=2, stride=None, padding=0):
-    """A maximum of a few strided views (54 % of a step of that CNN)."""
-    size, (sy, sx), (py, px), (_, Y, X, _) = (
-        _two(size),
-        _two(stride or size),
-        _two(padding),
-        x.shape,
-    )
+    """A maximum of a few strided views (without it a step of that CNN takes 54 % longer)."""
+    size, (sy, sx), (py, px) = map(_two, (size, stride or size, padding))
+    _, Y, X, _ = x.shape
     rows, columns = _places(x.shape, size, (sy, sx), padding, 1)
     if py or px:
         x = np.pad(x, [(0, 0), (py, py), (px, px), (0, 0)], constant_values=-np.inf)

@@ -13,7 +13,7 @@ from minigpt.nn.layers import Dropout, Embedding, LayerNorm, Linear
 from minigpt.nn.module import Module, normal
 from minigpt.nn.recurrence import CELLS, Recurrence
 
-FRAME = 50  # samples of a sound in a token
+FRAME = 50  # samples from one token of a sound to the next
 
 
 class Features(Module):
@@ -27,7 +27,10 @@ class Features(Module):
 
 
 class Patches(Module):
-    """Token t = patch t of an image times a matrix.  x (B, Y, X, C) -> (B, T, n_embd)"""
+    """Token t = patch t of an image, half a patch around it included, times a matrix.
+
+    x (B, Y, X, C) -> (B, T, n_embd); around what is as wide or high as the image there is nothing.
+    """
 
     def __init__(self, shape, size, n_embd, rng):
         around = tuple(n // 2 if n < whole else 0 for n, whole in zip(size, shape[:2], strict=True))
@@ -80,8 +83,8 @@ class Classifier(Module):
 class CNN(Module):
     """Logits of the classes by convolution: layers, then a hidden layer and the head.  x -> (B, K)
 
-    Images: 3 x 3 to 32 channels, to 64, the larger of 2 x 2. Sounds: strides halve time again and
-    again, and the mean over time is taken. Tables: neighbouring features.
+    Images: 3 x 3 to 32 channels, to 64, the larger of 2 x 2. Sounds: four layers with strides, and
+    the mean over time. Tables: neighbouring features.
     Source: LeCun et al. 1998; sounds: Dai et al. 2017, arXiv 1610.00087.
     """
 
