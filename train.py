@@ -263,16 +263,10 @@ def build(config, task, library, found):
 
 def initialise(config, model, task):
     """Check the first loss -> what to validate on (x, y), on the model's device."""
-    library = module_of_model(model)
-    x, y = (library.asarray(part) for part in task.windows(config))
+    x, y = (model.library.asarray(part) for part in task.windows(config))
     first = mean_loss(model, x[:32], y[:32], 32)
     say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {task.uniform:.3f})")
     return x, y
-
-
-def module_of_model(model):
-    """The library that owns the model's weights."""
-    return device.module_of(next(iter(model.named_parameters().values())).data)
 
 
 def write(model, tokenizer, prompt, tokens, rng):
@@ -287,7 +281,7 @@ def write(model, tokenizer, prompt, tokens, rng):
 
 def workers(config, model):
     """How many processes share a batch: as many as asked, or one per core if that pays."""
-    if module_of_model(model) is not np:
+    if model.library is not np:
         return 1  # a GPU is one device
     if config.workers:
         return config.workers
@@ -296,11 +290,8 @@ def workers(config, model):
     whole = work * config.steps if config.steps else 3e12 * config.minutes  # 5e10 FLOP/s of a core
     # Ranks wait for each other 1 ms a step, each updates all weights; they take a second to start.
     pays = work > 5e8 and whole > 1e12
-    return (
-        min(parallel.physical_cores(), windows, max(1, tokens // 128 or windows // 16))
-        if pays
-        else 1
-    )
+    share = max(1, tokens // 128 or windows // 16)  # 128 tokens or 16 rows keep a process busy
+    return min(parallel.physical_cores(), windows, share) if pays else 1
 
 
 def work(ranks, config, model, rng, task, windows, out, about, saved):

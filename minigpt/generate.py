@@ -3,7 +3,7 @@
 import numpy as np
 
 from minigpt.engine.autograd import arrays
-from minigpt.engine.device import module_of, to_numpy
+from minigpt.engine.device import to_numpy
 
 
 def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):
@@ -46,8 +46,7 @@ def generate(model, prompts, tokens, rng, **how):
     """
     if not all(len(prompt) for prompt in prompts):
         raise ValueError("generate: expected prompts of at least one token, got an empty one")
-    size, weight = model.block_size, next(iter(model.named_parameters().values()))
-    xp = module_of(weight.data)
+    size, xp = model.block_size, model.library
     ids, mask = left_pad([prompt[-size:] for prompt in prompts])
     state, new = model.new_state(len(ids)), ids
     for _ in range(tokens):

@@ -102,8 +102,9 @@ def kind_of(name, target):
     if name in NAMES:
         return NAMES[name]
     if path.suffix.lower() == ".csv":
-        some = ", ".join(list(read_csv(name))[:5])
-        check(target, name, "--target COLUMN", "none", f"add it with a column, say of {some}")
+        if not (target and path.exists()):  # else load() reads it
+            some = ", ".join(list(read_csv(name))[:5])
+            check(False, name, "--target COLUMN", "none", f"add it with a column, say of {some}")
         return "table"
     if not path.exists() and difflib.get_close_matches(name, NAMES):
         raise absent(name)

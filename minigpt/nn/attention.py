@@ -5,7 +5,7 @@ from minigpt.engine.device import module_of
 from minigpt.engine.functional import attention
 from minigpt.engine.ops import split
 from minigpt.nn.layers import Dropout, Linear
-from minigpt.nn.module import Module
+from minigpt.nn.module import Mixer
 
 
 def positions(mask, past, T):
@@ -17,7 +17,7 @@ def positions(mask, past, T):
     return xp.clip(xp.cumsum(mask, axis=1) - 1, 0, None)[:, past:]
 
 
-class Attention(Module):
+class Attention(Mixer):
     """Self-attention with H heads of D = C / H.  x (B, T, C) -> y (B, T, C), state
 
     The state is (keys, values, n): arrays (B, H, block_size, D) of which the first n positions are
@@ -27,7 +27,7 @@ class Attention(Module):
     Source: Vaswani et al. 2017, section 3.2.2.
     """
 
-    limited = True  # to block_size positions
+    limited = True
 
     def __init__(
         self, n_embd, n_head, rng, window=None, p=0.0, out_std=0.02, turn=None, causal=True
@@ -72,5 +72,5 @@ class Attention(Module):
         return keys, values, 0
 
     def flops(self, T):
-        """FLOPs to train on one of T tokens beyond 6 per weight: causal, half of 12 C T"""
+        """Causal, half of 12 C T"""
         return 6 * len(self.out.weight.data) * T

@@ -4,7 +4,7 @@ from minigpt.engine.device import module_of
 from minigpt.engine.functional import conv1d, conv2d, sigmoid
 from minigpt.engine.ops import concatenate, split, tanh
 from minigpt.nn.layers import Linear, last_inputs, without_padding
-from minigpt.nn.module import Module, constant, normal
+from minigpt.nn.module import Mixer, Module, constant, normal
 
 
 class Conv(Module):
@@ -22,14 +22,12 @@ class Conv(Module):
         return self.formula(x, self.weight, self.bias, **self.options)
 
 
-class CausalConv(Module):
+class CausalConv(Mixer):
     """y = (tanh(a) * sigmoid(b)) w, a and b from the inputs 0, d, ..., (K - 1) d positions back.
 
     x (B, T, C) -> y (B, T, C), state: the last (K - 1) d inputs (B, (K - 1) d, C). Padding is 0.
     Source: van den Oord et al. 2016, arXiv 1609.03499, section 2.3.
     """
-
-    limited = False  # to block_size positions
 
     def __init__(self, n_embd, size, dilation, rng, out_std=0.02):
         self.conv = Conv((size,), n_embd, 2 * n_embd, rng, dilation=dilation)
@@ -46,7 +44,3 @@ class CausalConv(Module):
         """Zeros, which stand before the first token."""
         w = self.out.weight.data
         return module_of(w).zeros((B, self.reach, len(w)), w.dtype)
-
-    def flops(self, T):
-        """None beyond those of the weights."""
-        return 0

@@ -53,6 +53,11 @@ class Module:
             first.setdefault(id(p), (name, p))
         return dict(first.values())
 
+    @property
+    def library(self):
+        """The library, NumPy or CuPy, that owns the weights."""
+        return module_of(next(iter(self.named_parameters().values())).data)
+
     def parameter_count(self):
         """How many numbers the model learns."""
         return sum(p.size for p in self.named_parameters().values())
@@ -87,6 +92,16 @@ class Module:
             data = to_numpy(p.data) if xp is np else xp.asarray(p.data)
             p.data, p.grad = data.astype(dtype), None
         return self
+
+
+class Mixer(Module):
+    """mixer(x, mask, state) -> y, state; new_state(B, block_size) is what it remembers at first."""
+
+    limited = False  # to block_size positions
+
+    def flops(self, T):
+        """FLOPs to train on one of T tokens beyond 6 per weight"""
+        return 0
 
 
 class Flat:

@@ -5,20 +5,18 @@ import numpy as np
 from minigpt.engine.autograd import raw
 from minigpt.engine.device import module_of, to_numpy
 from minigpt.engine.functional import gru, lstm, rnn
-from minigpt.nn.module import Module, constant, normal
+from minigpt.nn.module import Mixer, constant, normal
 
 CELLS = {"rnn": (rnn, 1, 1), "lstm": (lstm, 4, 2), "gru": (gru, 3, 1)}  # formula, gates, states
 
 
-class Recurrence(Module):
+class Recurrence(Mixer):
     """A layer of RNN, LSTM or GRU, `kind` says which.  x (B, T, I) -> y (B, T, H), state
 
     The state is the last h, of an LSTM h and c, a tuple of arrays (B, H); None: zeros, and none
     comes back. mask (B, .. + T), 0 = padding, which the state skips. No gradient flows through a
     state. An LSTM begins with forget gates open (Jozefowicz et al. 2015, section 2.2).
     """
-
-    limited = False  # to block_size positions
 
     def __init__(self, kind, n_in, n_hidden, rng):
         self.formula, gates, self.states = CELLS[kind]
@@ -41,10 +39,6 @@ class Recurrence(Module):
         """Zeros."""
         w = self.weight_hh.data
         return tuple(module_of(w).zeros((B, len(w)), w.dtype) for _ in range(self.states))
-
-    def flops(self, T):
-        """None beyond those of the weights."""
-        return 0
 
     def to_torch(self, layer=0):
         """{torch.nn's name: array} of this layer, as number `layer` of torch.nn.RNN, LSTM or GRU"""

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minigpt.engine.autograd import no_grad
-from minigpt.engine.device import module_of, to_numpy
+from minigpt.engine.device import to_numpy
 from minigpt.engine.functional import softmax
 
 
@@ -87,8 +87,7 @@ def aligned(*rows):
 
 def probabilities(model, x, batch_size=256):
     """softmax of what the model says of x (N, ...), dropout off -> (N, K), a NumPy array"""
-    xp = module_of(next(iter(model.named_parameters().values())).data)
-    training = model.training
+    xp, training = model.library, model.training
     model.eval()
     with no_grad():
         parts = [x[i : i + batch_size] for i in range(0, len(x), batch_size)]
