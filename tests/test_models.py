@@ -140,18 +140,24 @@ def test_a_row_of_padding_alone_is_finite_and_changes_nothing(form):
         np.testing.assert_allclose(grad, expected[name], rtol=1e-12, atol=1e-12)
 
 
-@every
-@pytest.mark.parametrize("pieces", [[1] * 8, [3, 1, 4], [8]])
-def test_logits_with_state_equal_those_without_at_every_position(pieces, form):
-    model = scrambled(gpt(dtype=np.float32, form=form))
-    x, at, state, parts = ids_of(model, 2, 8), 0, model.new_state(2), []
+def read_in(pieces, model, x):
+    """Logits of x (B, T), read with a state, so many tokens at a time."""
+    at, state, parts = 0, model.new_state(len(x)), []
     with no_grad():
         for n in pieces:
             z, state = model(x[:, at : at + n], state=state)
             parts.append(z.data)
             at += n
-        expected = model(x).data
-    np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=1e-5, atol=1e-5)
+    return np.concatenate(parts, 1)
+
+
+@every
+@pytest.mark.parametrize("pieces", [[1] * 8, [3, 1, 4], [8]])
+def test_logits_with_state_equal_those_without_at_every_position(pieces, form):
+    model = scrambled(gpt(dtype=np.float32, form=form))
+    x = ids_of(model, 2, 8)
+    got, expected = read_in(pieces, model, x), model(x).data
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @every
@@ -185,14 +191,9 @@ def test_a_token_never_sees_the_tokens_after_it(form):
 @pytest.mark.parametrize("pieces", [[1] * 30, [11, 1, 18]])
 def test_recurrence_and_convolution_go_on_past_block_size_as_in_one_pass(pieces, form):
     model = scrambled(gpt(form=form))  # whose block_size is 8
-    x, at, state, parts = ids_of(model, 2, 30), 0, model.new_state(2), []
-    with no_grad():
-        for n in pieces:
-            z, state = model(x[:, at : at + n], state=state)
-            parts.append(z.data)
-            at += n
-    expected = model(x).data
-    np.testing.assert_allclose(np.concatenate(parts, 1), expected, rtol=1e-10, atol=1e-12)
+    x = ids_of(model, 2, 30)
+    got, expected = read_in(pieces, model, x), model(x).data
+    np.testing.assert_allclose(got, expected, rtol=1e-10, atol=1e-12)
 
 
 def leaves(state):
