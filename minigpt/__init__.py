@@ -4,10 +4,12 @@ engine/device.py         NumPy or CuPy: who owns an array, and moving it
 engine/autograd.py       Tensor (a value), Node (its history), record, backward, no_grad
 engine/ops.py            the primitive operations, each with its derivative
 engine/functional.py     the formulas of deep learning, each defined once, in primitive operations
-engine/fast_convolution.py  fast pairs of convolution and recurrence ...
-engine/fast_recurrence.py   ... on NumPy
 engine/fast_numpy.py     fast forward and backward pairs for some of them
 engine/fast_cupy.py      the same for CuPy
+engine/fast_convolution.py  fast pairs of convolution on NumPy
+engine/convolution.py    convolution and pooling, defined in primitive operations
+engine/fast_recurrence.py   fast pairs of recurrence on NumPy
+engine/recurrence.py     RNN, LSTM and GRU, defined in primitive operations
 nn/module.py             Module: parameters, state_dict, train and eval; initialisers; flat vectors
 nn/layers.py             Linear, Embedding, LayerNorm, Dropout, MLP
 nn/attention.py          the attention mixer and its state, keys and values

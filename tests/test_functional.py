@@ -6,13 +6,22 @@ import inspect
 import math
 import statistics
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from gradcheck import draw, gradcheck, is_float, run
 from strict import StrictArray, registered
 
-from minigpt.engine import fast_convolution, fast_cupy, fast_numpy, functional
+from minigpt.engine import (
+    convolution,
+    fast_convolution,
+    fast_cupy,
+    fast_numpy,
+    fast_recurrence,
+    functional,
+    recurrence,
+)
 from minigpt.engine.autograd import Tensor, no_grad, plain
 from minigpt.engine.functional import cross_entropy
 
@@ -176,12 +185,26 @@ CASES |= {
 }
 
 
+NUMPY = [fast_numpy, fast_convolution, fast_recurrence]  # the files with its pairs
+
+
+def formula(name):
+    """The definition of this name, which one file has."""
+    [found] = [vars(m)[name] for m in (functional, convolution, recurrence) if owns(m, name)]
+    return found
+
+
+def owns(module, name):
+    return getattr(vars(module).get(name), "__module__", None) == module.__name__
+
+
 def definition(case):
-    return getattr(functional, case.split(":")[0])
+    return formula(case.split(":")[0])
 
 
 def forwards(module):
-    return [name[: -len("_forward")] for name in vars(module) if name.endswith("_forward")]
+    names = [name for name in vars(module) if name.endswith("_forward") and name[0] != "_"]
+    return [name[: -len("_forward")] for name in names]
 
 
 def cases_of(name):
@@ -403,7 +426,7 @@ def test_gradient_matches_differences(case):
 
 # float32 rounds at 6e-8; up to 30 terms of size 3 are summed in another order
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-12), ("float32", 1e-5)])
-@pytest.mark.parametrize("name", forwards(fast_numpy))
+@pytest.mark.parametrize("name", sum(map(forwards, NUMPY), []))
 def test_every_pair_equals_its_definition(name, dtype, tolerance):
     for case in cases_of(name):
         with plain():
@@ -425,17 +448,22 @@ def test_every_cupy_pair_equals_its_definition(name):
             np.testing.assert_allclose(y, e, rtol=1e-12, atol=1e-12, err_msg=case)
 
 
-@pytest.mark.parametrize("module", [fast_numpy, fast_cupy])
+def test_no_file_of_pairs_is_forgotten_here():
+    files = Path(fast_numpy.__file__).parent.glob("fast_*.py")
+    assert {f.stem for f in files} == {m.__name__.split(".")[-1] for m in (*NUMPY, fast_cupy)}
+
+
+@pytest.mark.parametrize("module", [*NUMPY, fast_cupy])
 def test_every_pair_has_the_parameters_of_a_fused_definition(module):
     for name in forwards(module):
-        formula = getattr(functional, name)
-        assert hasattr(formula, "__wrapped__"), f"{name} is not fused"
+        defined = formula(name)
+        assert hasattr(defined, "__wrapped__"), f"{name} is not fused"
         forward = getattr(module, f"{name}_forward")
-        assert inspect.signature(forward) == inspect.signature(formula)
+        assert inspect.signature(forward) == inspect.signature(defined)
         assert list(inspect.signature(getattr(module, f"{name}_backward")).parameters)[1] == "saved"
 
 
-@pytest.mark.parametrize("name", forwards(fast_numpy))
+@pytest.mark.parametrize("name", sum(map(forwards, NUMPY), []))
 def test_pair_runs_unless_it_is_deleted_or_plain(name, monkeypatch):
     *_, case = cases_of(name)
     inputs = [Tensor(x, True) if is_float(x) else x for x in CASES[case]]
@@ -448,7 +476,8 @@ def test_pair_runs_unless_it_is_deleted_or_plain(name, monkeypatch):
     with plain():
         assert made_by() != name
         expected = run(definition(case), *CASES[case])
-    monkeypatch.delattr(fast_numpy, f"{name}_forward")
+    [file] = [m for m in NUMPY if name in forwards(m)]
+    monkeypatch.delattr(file, f"{name}_forward")
     got = run(definition(case), *CASES[case])
     for y, e in zip(sum(got, []), sum(expected, []), strict=True):
         np.testing.assert_array_equal(y, e)
@@ -514,9 +543,9 @@ def test_gelu_pair_is_the_same_over_several_blocks(monkeypatch):
 def test_conv2d_pair_is_the_same_over_several_parts_of_the_batch(room, groups, monkeypatch):
     args = draw(5, 3, 4, 2), draw(2, 2, 2 // groups, 4, seed=1), draw(4, seed=2), 1, 0, 1, groups
     with plain():
-        expected = run(functional.conv2d, *args)
+        expected = run(convolution.conv2d, *args)
     monkeypatch.setattr(fast_convolution, "_ROOM", room)
-    got = run(functional.conv2d, *args)
+    got = run(convolution.conv2d, *args)
     for y, e in zip(sum(got, []), sum(expected, []), strict=True):
         np.testing.assert_allclose(y, e, rtol=1e-12, atol=1e-13)
 
@@ -525,15 +554,15 @@ def test_conv2d_pair_is_the_same_over_several_parts_of_the_batch(room, groups, m
 def test_recurrent_pair_is_the_same_over_several_blocks_of_weights(name):
     args = recurrent(name, B=3, T=2, H=64)  # blocks are 32 columns wide
     with plain():
-        expected = run(getattr(functional, name), *args)
-    got = run(getattr(functional, name), *args)
+        expected = run(formula(name), *args)
+    got = run(formula(name), *args)
     for y, e in zip(sum(got, []), sum(expected, []), strict=True):
         np.testing.assert_allclose(y, e, rtol=1e-11, atol=1e-12)
 
 
 @pytest.mark.parametrize("used", [0, 1])
 def test_lstm_of_which_one_output_is_used_has_the_gradients_of_differences(used):
-    gradcheck(lambda *args: functional.lstm(*args)[used], *CASES["lstm: padded left"])
+    gradcheck(lambda *args: recurrence.lstm(*args)[used], *CASES["lstm: padded left"])
 
 
 @pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
@@ -548,7 +577,7 @@ def test_sigmoid_of_outliers_does_not_overflow(x, y, mode):
 def test_padding_keeps_the_state_and_gets_no_gradient(name, mode):
     *args, mask = CASES[f"{name}: a row of padding"]
     with mode():
-        [y, *_], [dx, *_] = run(getattr(functional, name), *args, mask)
+        [y, *_], [dx, *_] = run(formula(name), *args, mask)
     np.testing.assert_array_equal(y[1], [args[1][1]] * 4)
     assert not dx[1].any() and not dx[0, 3].any() and dx[0, :3].all()
 
@@ -557,7 +586,7 @@ def test_padding_keeps_the_state_and_gets_no_gradient(name, mode):
 def test_first_of_the_largest_in_a_window_gets_the_gradient(mode):
     x = Tensor(np.array([[5.0, 5, 1, 2], [5, 0, 7, 7]]).reshape(1, 2, 4, 1), requires_grad=True)
     with mode():
-        functional.max_pool2d(x).sum().backward()
+        convolution.max_pool2d(x).sum().backward()
     assert x.grad.reshape(2, 4).tolist() == [[1, 0, 0, 0], [0, 0, 1, 0]]
 
 
@@ -567,22 +596,22 @@ def test_largest_of_what_holds_no_number_is_none(at, mode):
     x = draw(1, 2, 4, 1)
     x[0, at // 2, at % 2] = np.nan
     with mode():
-        y = functional.max_pool2d(Tensor(x)).data.ravel()
+        y = convolution.max_pool2d(Tensor(x)).data.ravel()
     np.testing.assert_array_equal(y, [np.nan, x[0, :, 2:].max()])
 
 
 @pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
 def test_unknown_activation_is_refused(mode):
     with mode(), pytest.raises(KeyError, match="gelu"):
-        functional.rnn(*map(Tensor, recurrent("rnn")), activation="gelu")
+        recurrence.rnn(*map(Tensor, recurrent("rnn")), activation="gelu")
 
 
 WIDE = {  # windows larger than the padded input
-    "conv2d": lambda x: functional.conv2d(x, draw(4, 2, 2, 1), None),
-    "conv2d: padding": lambda x: functional.conv2d(x, draw(2, 8, 2, 1), None, 1, (0, 1)),
-    "conv2d: dilation": lambda x: functional.conv2d(x, draw(2, 2, 2, 1), None, 1, 0, 3),
-    "max_pool2d": lambda x: functional.max_pool2d(x, (2, 6)),
-    "max_pool2d: padding": lambda x: functional.max_pool2d(x, 6, 1, 1),
+    "conv2d": lambda x: convolution.conv2d(x, draw(4, 2, 2, 1), None),
+    "conv2d: padding": lambda x: convolution.conv2d(x, draw(2, 8, 2, 1), None, 1, (0, 1)),
+    "conv2d: dilation": lambda x: convolution.conv2d(x, draw(2, 2, 2, 1), None, 1, 0, 3),
+    "max_pool2d": lambda x: convolution.max_pool2d(x, (2, 6)),
+    "max_pool2d: padding": lambda x: convolution.max_pool2d(x, 6, 1, 1),
 }
 
 

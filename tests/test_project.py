@@ -76,7 +76,7 @@ def test_importing_minigpt_loads_numpy_and_nothing_else():
 
 def test_the_package_stays_within_its_lines_and_the_readme_counts_them():
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in PACKAGE.rglob("*.py"))
-    assert lines <= 4020
+    assert lines <= 4025
     assert f"minigpt/ has {lines:,} lines" in README
 
 
@@ -108,7 +108,7 @@ def test_the_golden_path_stays_within_its_lines(tmp_path):
         command, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert 600 < int(done.stdout) <= 1400  # fewer than 600 would mean that the trace missed files
+    assert 600 < int(done.stdout) <= 1300  # fewer than 600 would mean that the trace missed files
 
 
 def test_the_readme_opens_with_the_two_commands():

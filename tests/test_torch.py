@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gradcheck import draw, run
 
-from minigpt.engine import functional
+from minigpt.engine import convolution, recurrence
 from minigpt.engine.autograd import plain
 
 torch = pytest.importorskip("torch")
@@ -69,7 +69,7 @@ def test_convolution_equals_pytorchs(case, biased, mode):
     x, w = x.movedim(-1, 1), w.movedim((-1, -2), (0, 1))  # (O, C / groups, ...)
     y = getattr(F, name)(x, w, *(b or [None]), *options).movedim(1, -1)
     with mode():
-        got = run(getattr(functional, name), *arrays, *([] if biased else [None]), *options)
+        got = run(getattr(convolution, name), *arrays, *([] if biased else [None]), *options)
     assert_equal(got, [y], gradients([y], leaves))
 
 
@@ -89,7 +89,7 @@ def assert_pools_alike(name, x, options, mode):
     [leaf] = tensors([x])
     y = getattr(F, name)(leaf.movedim(-1, 1), *options).movedim(1, -1)
     with mode():
-        got = run(getattr(functional, name), x, *options)
+        got = run(getattr(convolution, name), x, *options)
     assert_equal(got, [y], gradients([y], [leaf]))
 
 
@@ -110,10 +110,10 @@ def test_of_equal_values_the_first_gets_the_gradient_as_in_pytorch(case, mode):
 
 
 NETWORKS = {  # the definition, PyTorch's class, its options, and ours after the mask
-    "rnn": (functional.rnn, torch.nn.RNN, {}, ()),
-    "rnn of relu": (functional.rnn, torch.nn.RNN, {"nonlinearity": "relu"}, ("relu",)),
-    "lstm": (functional.lstm, torch.nn.LSTM, {}, ()),
-    "gru": (functional.gru, torch.nn.GRU, {}, ()),
+    "rnn": (recurrence.rnn, torch.nn.RNN, {}, ()),
+    "rnn of relu": (recurrence.rnn, torch.nn.RNN, {"nonlinearity": "relu"}, ("relu",)),
+    "lstm": (recurrence.lstm, torch.nn.LSTM, {}, ()),
+    "gru": (recurrence.gru, torch.nn.GRU, {}, ()),
 }
 SIZES = {"many": (3, 5, 4, 6), "one": (1, 1, 1, 1), "one step": (3, 1, 2, 5), "long": (2, 40, 3, 4)}
 

@@ -1,17 +1,14 @@
 """Fast pairs on NumPy arrays: `f_forward(arrays) -> y, saved`, `f_backward(dy, saved) -> grads`.
 
 Each does what the definition of its name in functional.py does, with fewer passes over memory:
-in place where an array is private, and sums as products with ones, which BLAS does faster. Those of
-convolution and recurrence have files of their own. Where nothing else is named, the percentages say
-how much longer a step of the 4x128 GPT (T 64, B 12, V 65) takes without the pair.
+in place where an array is private, and sums as products with ones, which BLAS does faster. Where
+nothing else is named, the percentages say how much longer a step of the 4x128 GPT (T 64, B 12,
+V 65) takes without the pair.
 """
 
 from functools import lru_cache
 
 import numpy as np
-
-from minigpt.engine.fast_convolution import *  # noqa: F403 - the pairs there are found here
-from minigpt.engine.fast_recurrence import *  # noqa: F403
 
 IGNORED = -100
 

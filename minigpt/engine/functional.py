@@ -2,28 +2,22 @@
 
 Under `@fused` a definition gives way to a fast pair of its name (`f_forward`, `f_backward` in
 fast_numpy or fast_cupy) where the library that owns the arrays has one. Any pair may be deleted:
-the same values come out, only later.
+the same values come out, only later. Convolution and recurrence follow in files of their own.
 """
 
-import math
-from functools import reduce, wraps
+from functools import wraps
 from inspect import signature
-
-from numpy import ndindex
 
 from minigpt.engine.autograd import Tensor, mode, raw, record
 from minigpt.engine.device import module_of, uniform
 from minigpt.engine.ops import (
-    add,
     concatenate,
     exp,
     log,
     matmul,
     max,
     mean,
-    pad,
     reshape,
-    split,
     sqrt,
     stack,
     sum,
@@ -35,7 +29,7 @@ PAIRS = {}  # name of the library -> the module with its fast pairs
 IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
 
 
-def fused(definition):
+def fused(definition, files=PAIRS):
     """Let the fast pair of this name, if the arrays have one, stand in for the definition."""
     name, parameters = definition.__name__, signature(definition)
     forward_name, backward_name = f"{name}_forward", f"{name}_backward"
@@ -47,7 +41,7 @@ def fused(definition):
             bound.apply_defaults()
             args = bound.args
         bare = [x.data if isinstance(x, Tensor) else x for x in args]
-        pairs = PAIRS.get(module_of(bare[0]).__name__) if mode.fast else None
+        pairs = files.get(module_of(bare[0]).__name__) if mode.fast else None
         forward = getattr(pairs, forward_name, None)
         if forward is None:
             return definition(*args)
@@ -125,6 +119,11 @@ def gelu(x):
     return x * 0.5 * (tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0)
 
 
+def sigmoid(x):
+    """y = 1 / (1 + e^-x) = (1 + tanh(x / 2)) / 2, which cannot overflow"""
+    return tanh(x * 0.5) * 0.5 + 0.5
+
+
 @fused
 def relu(x):
     """y = max(x, 0).  Source: Nair & Hinton 2010"""
@@ -197,130 +196,3 @@ def attention(q, k, v, mask=None, window=None, causal=True):
     z = matmul(q, k.transpose((0, 1, 3, 2))) * q.shape[3] ** -0.5
     p = softmax(where(seen, z, -1e30))  # finite, so that a row without keys is no NaN
     return matmul(where(seen, p, 0.0), v)
-
-
-def pair(n):
-    """n for rows and for columns: 3 -> (3, 3); a pair stays"""
-    return n if isinstance(n, tuple) else (n, n)
-
-
-def _windows(x, size, stride, padding, dilation, fill=0.0):
-    """For each place in a window, row by row: what stands there in all windows (B, Y', X', C)."""
-    size, stride, padding, dilation = map(pair, (size, stride, padding, dilation))
-    if padding != (0, 0):
-        x = pad(x, [(0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)], fill)
-    spans = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
-    if any(span >= n for span, n in zip(spans, x.shape[1:3], strict=True)):
-        raise ValueError(f"window: expected at most {x.shape[1:3]}, the padded input, got {size}")
-    for i, j in ndindex(size):
-        starts = i * dilation[0], j * dilation[1]
-        ends = (n - span + at for n, span, at in zip(x.shape[1:3], spans, starts, strict=True))
-        yield x[:, *map(slice, starts, ends, stride)]
-
-
-@fused
-def conv2d(x, w, b, stride=1, padding=0, dilation=1, groups=1):
-    """y = b + sum over places (i, j) of x[stride (row, column) + dilation (i, j) - padding] w[i, j]
-
-    x (B, Y, X, C), w (I, J, C / groups, O), b (O,) or None -> (B, Y', X', O), with
-    Y' = (Y + 2 padding - dilation (I - 1) - 1) // stride + 1; options are ints or pairs. Each group
-    of output channels sees its own group of input channels. As torch's, but channels come last.
-    Source: LeCun et al. 1989; Dumoulin & Visin 2016, arXiv 1603.07285.
-    """
-    y = b
-    parts = _windows(x, w.shape[:2], stride, padding, dilation)
-    for place, part in zip(ndindex(w.shape[:2]), parts, strict=True):
-        pairs = zip(split(part, groups, 3), split(w[place], groups, 1), strict=True)
-        part = concatenate([matmul(x, w) for x, w in pairs], 3)
-        y = part if y is None else part + y
-    return y
-
-
-def conv1d(x, w, b, stride=1, padding=0, dilation=1, groups=1):
-    """conv2d over one axis.  x (B, T, C), w (K, C / groups, O), b (O,) or None -> (B, T', O)"""
-    x, w = reshape(x, (x.shape[0], 1, *x.shape[1:])), reshape(w, (1, *w.shape))
-    y = conv2d(x, w, b, (1, stride), (0, padding), (1, dilation), groups)
-    return reshape(y, (y.shape[0], *y.shape[2:]))
-
-
-@fused
-def max_pool2d(x, size=2, stride=None, padding=0):
-    """y = the largest x in each window, its first if equal.  (B, Y, X, C) -> (B, Y', X', C)
-
-    stride None: windows lie side by side. NaN counts as largest. Source: Ranzato et al. 2007.
-    """
-    parts = _windows(x, size, stride or size, padding, 1, -math.inf)
-    return reduce(lambda y, x: where((raw(x) > raw(y)) | (raw(x) != raw(x)), x, y), parts)
-
-
-def avg_pool2d(x, size=2, stride=None, padding=0):
-    """y = the mean of x in each window, padding counted as 0.  (B, Y, X, C) -> (B, Y', X', C)"""
-    parts = _windows(x, size, stride or size, padding, 1)
-    return reduce(add, parts) * (1 / math.prod(pair(size)))
-
-
-def sigmoid(x):
-    """y = 1 / (1 + e^-x) = (1 + tanh(x / 2)) / 2, which cannot overflow"""
-    return tanh(x * 0.5) * 0.5 + 0.5
-
-
-def _recur(cell, x, state, w, b, mask):
-    """cell(x_t w + b, *state) -> state from left to right.  x (B, T, I) -> (B, T, H), last state
-
-    y holds the first part of the state at all times. Where mask (B, T) is 0, the state stays.
-    """
-    ys, z = [], linear(x, w, b)  # of all times at once
-    for t, now in enumerate(split(z, x.shape[1], 1)):
-        after = cell(reshape(now, (now.shape[0], now.shape[2])), *state)
-        if mask is not None:
-            real = mask[:, t, None] != 0
-            after = [where(real, new, old) for new, old in zip(after, state, strict=True)]
-        state = after
-        ys.append(state[0])
-    return stack(ys, 1), state
-
-
-@fused
-def rnn(x, h, w_ih, w_hh, b_ih, b_hh, mask=None, activation="tanh"):
-    """h_t = activation(x_t w_ih + b_ih + h_{t-1} w_hh + b_hh), activation tanh or relu
-
-    x (B, T, I), h (B, H), w_ih (I, H), w_hh (H, H), b (H,), mask (B, T), 0 = skip
-    -> (B, T, H), the last of which is the last h. Source: Elman 1990; the form is torch.nn.RNN's.
-    """
-    f = {"tanh": tanh, "relu": relu}[activation]
-    return _recur(lambda z, h: (f(z + linear(h, w_hh, b_hh)),), x, (h,), w_ih, b_ih, mask)[0]
-
-
-@fused
-def lstm(x, h, c, w_ih, w_hh, b_ih, b_hh, mask=None):
-    """c_t = s(f) c_{t-1} + s(i) tanh(g);  h_t = s(o) tanh(c_t), s = sigmoid, with
-
-    i, f, g, o = x_t w_ih + b_ih + h_{t-1} w_hh + b_hh;  w_ih (I, 4H), w_hh (H, 4H), b (4H,)
-    x (B, T, I), h, c (B, H), mask (B, T), 0 = skip -> (B, T, H), the last of which is h, and c.
-    Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000; the form is torch.nn.LSTM's.
-    """
-
-    def cell(z, h, c):
-        i, f, g, o = split(z + linear(h, w_hh, b_hh), 4, 1)
-        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
-        return sigmoid(o) * tanh(c), c
-
-    y, (_, c) = _recur(cell, x, (h, c), w_ih, b_ih, mask)
-    return y, c
-
-
-@fused
-def gru(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
-    """h_t = (1 - u) n + u h_{t-1};  r, u = s(r_x + r_h), s(u_x + u_h), n = tanh(n_x + r n_h), with
-
-    r_x, u_x, n_x = x_t w_ih + b_ih;  r_h, u_h, n_h = h_{t-1} w_hh + b_hh;  w (.., 3H), b (3H,)
-    x (B, T, I), h (B, H), mask (B, T), 0 = skip -> (B, T, H), the last of which is the last h
-    Source: Cho et al. 2014, arXiv 1406.1078; the form is torch.nn.GRU's.
-    """
-
-    def cell(z, h):
-        (r, u, n), (r_h, u_h, n_h) = split(z, 3, 1), split(linear(h, w_hh, b_hh), 3, 1)
-        n = tanh(n + sigmoid(r + r_h) * n_h)
-        return (n + sigmoid(u + u_h) * (h - n),)
-
-    return _recur(cell, x, (h,), w_ih, b_ih, mask)[0]

@@ -1,7 +1,8 @@
 """Convolution as a layer, and as a mixer: every position sees a few positions before it."""
 
+from minigpt.engine.convolution import conv1d, conv2d
 from minigpt.engine.device import module_of
-from minigpt.engine.functional import conv1d, conv2d, sigmoid
+from minigpt.engine.functional import sigmoid
 from minigpt.engine.ops import concatenate, split, tanh
 from minigpt.nn.layers import Linear, last_inputs, without_padding
 from minigpt.nn.module import Mixer, Module, constant, normal

@@ -4,7 +4,7 @@ import numpy as np
 
 from minigpt.engine.autograd import raw
 from minigpt.engine.device import module_of, to_numpy
-from minigpt.engine.functional import gru, lstm, rnn
+from minigpt.engine.recurrence import gru, lstm, rnn
 from minigpt.nn.module import Mixer, constant, normal
 
 CELLS = {"rnn": (rnn, 1, 1), "lstm": (lstm, 4, 2), "gru": (gru, 3, 1)}  # formula, gates, states

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from minigpt.engine.functional import max_pool2d, relu
+from minigpt.engine.convolution import max_pool2d
+from minigpt.engine.functional import relu
 from minigpt.nn.convolution import Conv
 from minigpt.nn.layers import Embedding, Linear
 from minigpt.nn.module import Module

@@ -1,0 +1,71 @@
+"""Recurrence, each cell defined once, in primitive ops, as functional.py has the rest."""
+
+from functools import partial
+
+from minigpt.engine import fast_recurrence, functional
+from minigpt.engine.functional import linear, relu, sigmoid
+from minigpt.engine.ops import reshape, split, stack, tanh, where
+
+fused = partial(functional.fused, files={"numpy": fast_recurrence})
+
+
+def _recur(cell, x, state, w, b, mask):
+    """cell(x_t w + b, *state) -> state from left to right.  x (B, T, I) -> (B, T, H), last state
+
+    y holds the first part of the state at all times. Where mask (B, T) is 0, the state stays.
+    """
+    ys, z = [], linear(x, w, b)  # of all times at once
+    for t, now in enumerate(split(z, x.shape[1], 1)):
+        after = cell(reshape(now, (now.shape[0], now.shape[2])), *state)
+        if mask is not None:
+            real = mask[:, t, None] != 0
+            after = [where(real, new, old) for new, old in zip(after, state, strict=True)]
+        state = after
+        ys.append(state[0])
+    return stack(ys, 1), state
+
+
+@fused
+def rnn(x, h, w_ih, w_hh, b_ih, b_hh, mask=None, activation="tanh"):
+    """h_t = activation(x_t w_ih + b_ih + h_{t-1} w_hh + b_hh), activation tanh or relu
+
+    x (B, T, I), h (B, H), w_ih (I, H), w_hh (H, H), b (H,), mask (B, T), 0 = skip
+    -> (B, T, H), the last of which is the last h. Source: Elman 1990; the form is torch.nn.RNN's.
+    """
+    f = {"tanh": tanh, "relu": relu}[activation]
+    return _recur(lambda z, h: (f(z + linear(h, w_hh, b_hh)),), x, (h,), w_ih, b_ih, mask)[0]
+
+
+@fused
+def lstm(x, h, c, w_ih, w_hh, b_ih, b_hh, mask=None):
+    """c_t = s(f) c_{t-1} + s(i) tanh(g);  h_t = s(o) tanh(c_t), s = sigmoid, with
+
+    i, f, g, o = x_t w_ih + b_ih + h_{t-1} w_hh + b_hh;  w_ih (I, 4H), w_hh (H, 4H), b (4H,)
+    x (B, T, I), h, c (B, H), mask (B, T), 0 = skip -> (B, T, H), the last of which is h, and c.
+    Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000; the form is torch.nn.LSTM's.
+    """
+
+    def cell(z, h, c):
+        i, f, g, o = split(z + linear(h, w_hh, b_hh), 4, 1)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        return sigmoid(o) * tanh(c), c
+
+    y, (_, c) = _recur(cell, x, (h, c), w_ih, b_ih, mask)
+    return y, c
+
+
+@fused
+def gru(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
+    """h_t = (1 - u) n + u h_{t-1};  r, u = s(r_x + r_h), s(u_x + u_h), n = tanh(n_x + r n_h), with
+
+    r_x, u_x, n_x = x_t w_ih + b_ih;  r_h, u_h, n_h = h_{t-1} w_hh + b_hh;  w (.., 3H), b (3H,)
+    x (B, T, I), h (B, H), mask (B, T), 0 = skip -> (B, T, H), the last of which is the last h
+    Source: Cho et al. 2014, arXiv 1406.1078; the form is torch.nn.GRU's.
+    """
+
+    def cell(z, h):
+        (r, u, n), (r_h, u_h, n_h) = split(z, 3, 1), split(linear(h, w_hh, b_hh), 3, 1)
+        n = tanh(n + sigmoid(r + r_h) * n_h)
+        return (n + sigmoid(u + u_h) * (h - n),)
+
+    return _recur(cell, x, (h,), w_ih, b_ih, mask)[0]
