@@ -7,7 +7,7 @@ engine/functional.py     the formulas of deep learning, each defined once, in pr
 engine/fast_numpy.py     fast forward and backward pairs for some of them
 engine/fast_cupy.py      the same for CuPy
 engine/fast_convolution.py  fast pairs of convolution on NumPy
-engine/convolution.py    convolution and pooling, defined in primitive operations
+engine/convolution.py    convolution, ReLU, pooling, defined in primitive operations
 engine/fast_recurrence.py   fast pairs of recurrence on NumPy
 engine/recurrence.py     RNN, LSTM and GRU, defined in primitive operations
 nn/module.py             Module: parameters, state_dict, train and eval; initialisers; flat vectors
@@ -26,6 +26,7 @@ datasets/signals.py      images and sounds as arrays
 datasets/tables.py       examples for classifiers: images, sounds, CSV files
 training/parallel.py     several processes that share each batch
 training/optim.py        Muon, AdamW, SGD, clipping, schedules
+training/defaults.py     the options' defaults for each kind of data and model
 training/config.py       one dataclass <-> command line <-> JSON
 training/checkpoint.py   one safetensors file, written atomically
 training/scores.py       accuracy, AUC, sensitivity and specificity

@@ -15,7 +15,8 @@ import sample
 import train
 from minigpt.datasets.signals import MNIST
 from minigpt.training import checkpoint
-from minigpt.training.config import DEFAULTS, Config
+from minigpt.training.config import Config
+from minigpt.training.defaults import DEFAULTS
 
 FEW = "--steps 4 --eval-every 2 --n-layer 1 --n-embd 16 --n-head 2".split()
 STEPS = "1 preprocess", "2 build", "3 initialise", "4 train", "5 validate", "6 apply"

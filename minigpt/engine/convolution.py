@@ -1,4 +1,4 @@
-"""Convolution and pooling, each defined once, in primitive ops, as functional.py has the rest.
+"""Convolution, ReLU and pooling, each defined once, in primitive ops; functional.py has the rest.
 
 B batch, Y rows, X columns, C channels, which come last.
 """
@@ -13,6 +13,12 @@ from minigpt.engine.autograd import raw
 from minigpt.engine.ops import add, concatenate, matmul, pad, reshape, split, where
 
 fused = partial(functional.fused, files={"numpy": fast_convolution})
+
+
+@fused
+def relu(x):
+    """y = max(x, 0).  Source: Nair & Hinton 2010"""
+    return where(raw(x) <= 0, 0.0, x)
 
 
 def pair(n):

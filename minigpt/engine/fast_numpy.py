@@ -1,9 +1,8 @@
 """Fast pairs on NumPy arrays: `f_forward(arrays) -> y, saved`, `f_backward(dy, saved) -> grads`.
 
 Each does what the definition of its name in functional.py does, with fewer passes over memory:
-in place where an array is private, and sums as products with ones, which BLAS does faster. Where
-nothing else is named, the percentages say how much longer a step of the 4x128 GPT (T 64, B 12,
-V 65) takes without the pair.
+in place where an array is private, and sums as products with ones, which BLAS does faster. The
+percentages say how much longer a step of the 4x128 GPT (T 64, B 12, V 65) takes without the pair.
 """
 
 from functools import lru_cache
@@ -99,16 +98,6 @@ def gelu_backward(dy, saved):
         z += s[part]
         z *= flat[part]
     return (dx.reshape(dy.shape),)
-
-
-def relu_forward(x):
-    """One pass each way (without it a step of the CNN in tests/benchmarks takes 11 % longer)."""
-    y = np.maximum(x, 0)
-    return y, y
-
-
-def relu_backward(dy, saved):
-    return (dy * (saved > 0),)
 
 
 def relu2_forward(x):

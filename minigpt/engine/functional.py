@@ -119,17 +119,6 @@ def gelu(x):
     return x * 0.5 * (tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0)
 
 
-def sigmoid(x):
-    """y = 1 / (1 + e^-x) = (1 + tanh(x / 2)) / 2, which cannot overflow"""
-    return tanh(x * 0.5) * 0.5 + 0.5
-
-
-@fused
-def relu(x):
-    """y = max(x, 0).  Source: Nair & Hinton 2010"""
-    return where(raw(x) <= 0, 0.0, x)
-
-
 @fused
 def relu2(x):
     """y = max(x, 0)^2.  Source: So et al. 2021, arXiv 2109.08668, section 3.1"""

@@ -1,12 +1,18 @@
-"""Recurrence, each cell defined once, in primitive ops, as functional.py has the rest."""
+"""Recurrence, each cell defined once, in primitive ops; functional.py has the rest."""
 
 from functools import partial
 
 from minigpt.engine import fast_recurrence, functional
-from minigpt.engine.functional import linear, relu, sigmoid
+from minigpt.engine.convolution import relu
+from minigpt.engine.functional import linear
 from minigpt.engine.ops import reshape, split, stack, tanh, where
 
 fused = partial(functional.fused, files={"numpy": fast_recurrence})
+
+
+def sigmoid(x):
+    """y = 1 / (1 + e^-x) = (1 + tanh(x / 2)) / 2, which cannot overflow"""
+    return tanh(x * 0.5) * 0.5 + 0.5
 
 
 def _recur(cell, x, state, w, b, mask):

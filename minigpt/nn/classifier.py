@@ -4,8 +4,7 @@ An image (Y, X, C) is read row by row (recurrence) or in square patches (attenti
 frames, a table's row (F,) feature by feature.
 """
 
-from minigpt.engine.convolution import max_pool2d
-from minigpt.engine.functional import relu
+from minigpt.engine.convolution import max_pool2d, relu
 from minigpt.engine.ops import mean
 from minigpt.nn.attention import Attention
 from minigpt.nn.convolution import Conv

@@ -1,6 +1,7 @@
 """A language model: embedding, blocks, head. The mixers decide what kind it is."""
 
 import sys
+from functools import partial
 
 from minigpt.engine.device import module_of
 from minigpt.engine.functional import relu2, token_shift
@@ -45,17 +46,9 @@ class Block(Module):
 
 def stack(c, rng, mixer, activation=relu2, shift=token_shift):
     """The blocks of a model of config c; mixer(i) makes that of block i."""
-    n_inner, eps, out_std = c.n_inner or 4 * c.n_embd, c.layer_norm_epsilon, c.out_std
-    return [
-        Block(
-            LayerNorm(c.n_embd, eps),
-            mixer(i),
-            LayerNorm(c.n_embd, eps),
-            MLP(c.n_embd, n_inner, rng, activation, c.dropout, out_std),
-            shift,
-        )
-        for i in range(c.n_layer)
-    ]
+    norm = partial(LayerNorm, c.n_embd, c.layer_norm_epsilon)
+    mlp = partial(MLP, c.n_embd, c.n_inner or 4 * c.n_embd, rng, activation, c.dropout, c.out_std)
+    return [Block(norm(), mixer(i), norm(), mlp(), shift) for i in range(c.n_layer)]
 
 
 class State:

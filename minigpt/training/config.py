@@ -19,21 +19,6 @@ def option(default, text, *bounds, **argument):
     return field(default_factory=partial(copy, default), metadata=metadata)
 
 
-STATEFUL = {"n_layer": 2, "block_size": 128, "batch_size": 16}
-ROWS = {"block_size": 1, "batch_size": 64, "n_layer": 2, "n_embd": 64, "eval_every": 50}
-ROWS |= {"optimizer": "adamw", "learning_rate": 4e-3, "steps": 1500, "warmup": 50, "patience": 99}
-ROWS |= {"dropout": 0.1}
-DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ there
-    **{("text", name): STATEFUL for name in ("lstm", "gru", "rnn")},
-    ("image", ""): ROWS,
-    ("image", "conv"): {"n_embd": 128, "learning_rate": 1e-3, "dropout": 0.5},
-    ("image", "lstm"): {"learning_rate": 2e-3, "dropout": 0.2},
-    ("sound", ""): ROWS | {"n_embd": 128, "steps": 800},
-    ("sound", "conv"): {"steps": 1500},
-    ("table", ""): ROWS | {"learning_rate": 2e-3, "steps": 300, "dropout": 0.2, "eval_every": 10},
-}
-
-
 @dataclass
 class Config:
     """The options of train.py; the texts are its --help."""
@@ -88,8 +73,11 @@ class Config:
     def fitted(cls, kind, given):
         """The defaults of this kind of data and model, and over them what was given."""
         model = given.get("model", "gpt")
-        own = {name: DEFAULTS.get((kind, name), {}) for name in ("", model)}
-        own = own[""] | own[model]
+        if kind == "text" and model.startswith("gpt"):
+            return cls(**given)
+        from minigpt.training.defaults import DEFAULTS  # of the other kinds and models
+
+        own = DEFAULTS.get((kind, ""), {}) | DEFAULTS.get((kind, model), {})
         if "minutes" in given:
             own.pop("steps", None)
         return cls(**own | given)

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from minigpt.engine.convolution import max_pool2d
-from minigpt.engine.functional import relu
+from minigpt.engine.convolution import max_pool2d, relu
 from minigpt.nn.convolution import Conv
 from minigpt.nn.layers import Embedding, Linear
 from minigpt.nn.module import Module

@@ -1,0 +1,15 @@
+"""What the options of train.py are by default for other data and models than a GPT on text."""
+
+STATEFUL = {"n_layer": 2, "block_size": 128, "batch_size": 16}
+ROWS = {"block_size": 1, "batch_size": 64, "n_layer": 2, "n_embd": 64, "eval_every": 50}
+ROWS |= {"optimizer": "adamw", "learning_rate": 4e-3, "steps": 1500, "warmup": 50, "patience": 99}
+ROWS |= {"dropout": 0.1}
+DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ there
+    **{("text", name): STATEFUL for name in ("lstm", "gru", "rnn")},
+    ("image", ""): ROWS,
+    ("image", "conv"): {"n_embd": 128, "learning_rate": 1e-3, "dropout": 0.5},
+    ("image", "lstm"): {"learning_rate": 2e-3, "dropout": 0.2},
+    ("sound", ""): ROWS | {"n_embd": 128, "steps": 800},
+    ("sound", "conv"): {"steps": 1500},
+    ("table", ""): ROWS | {"learning_rate": 2e-3, "steps": 300, "dropout": 0.2, "eval_every": 10},
+}
