@@ -129,8 +129,10 @@ def configure(resume, overwrite, given):
 
 def gpt_config(config, vocab_size):
     """The options that shape the model."""
-    names = ("block_size", "n_layer", "n_head", "n_embd", "dropout")
-    return GPTConfig(vocab_size, **{name: getattr(config, name) for name in names})
+    names = ("block_size", "n_layer", "n_embd", "dropout")
+    heads = config.n_head if config.model.startswith("gpt") else 1  # recurrence has none to fit
+    shape = {name: getattr(config, name) for name in names}
+    return GPTConfig(vocab_size, n_head=heads, **shape)
 
 
 class Writing:

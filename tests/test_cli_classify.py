@@ -386,3 +386,11 @@ def test_input_on_a_model_that_writes_is_refused_in_one_line(place, monkeypatch,
 def test_a_classifier_refuses_a_prompt_in_one_line(place, trained, capsys, word):
     error = mistake(sample.main, [str(trained[0] / "out/table-lstm"), *word], capsys, place)
     assert error.startswith("sample.py: --prompt: expected a model that writes,")
+
+
+def test_a_width_need_not_fit_heads_that_a_model_does_not_have(place, capsys):
+    words = "--data text.txt --model lstm --steps 1 --n-layer 1 --n-embd 30 --block-size 8".split()
+    train.main(words)
+    assert "30 wide" in capsys.readouterr().out
+    error = mistake(train.main, [*words[:3], "gpt", *words[4:], "--out", "new"], capsys, place)
+    assert error.startswith("train.py: n_embd: expected a multiple of n_head = 4, got 30")
