@@ -70,13 +70,13 @@ def _read(model, ids, mask, state, xp):
 
 def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
     """Yield the text that follows the prompt piece by piece, up to `stop` if that string comes."""
-    held = ""  # decoded, but perhaps the beginning of stop
+    held, decode = "", tokenizer.decoder()  # held: decoded, but perhaps the beginning of stop
     for ids in generate(model, [tokenizer.encode(prompt)], tokens, rng, **how):
-        held += tokenizer.decode(ids)
+        held += decode(ids)
         if stop and stop in held:
             yield held[: held.index(stop)]
             return
         keep = max((n for n in range(len(stop)) if held.endswith(stop[:n])), default=0)
         yield held[: len(held) - keep]
         held = held[len(held) - keep :]
-    yield held
+    yield held + decode([], final=True)

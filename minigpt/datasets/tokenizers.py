@@ -7,8 +7,7 @@ class CharTokenizer:
     """One token per character: the id is the place in `characters` (distinct, sorted)."""
 
     def __init__(self, characters):
-        self.characters = characters
-        self.vocab_size = len(characters)
+        self.characters, self.vocab_size = characters, len(characters)
         self._codes = code_points(characters)  # id -> code point
         self._ids = np.full(0x110000, -1, np.int32)  # code point -> id, for all of Unicode: 4 MB
         self._ids[self._codes] = np.arange(self.vocab_size)
@@ -29,6 +28,10 @@ class CharTokenizer:
         """ids (N,) -> text of N characters"""
         return self._codes[np.asarray(ids, int)].tobytes().decode("utf-32-le", "surrogatepass")
 
+    def decoder(self):
+        """A function (ids, final=False) -> the text that is complete: here all of it."""
+        return lambda ids, final=False: self.decode(ids)
+
     def unknown(self, text):
         """The distinct characters outside the vocabulary, in order of appearance."""
         return "".join(c for c in dict.fromkeys(text) if c not in self.characters)
@@ -44,6 +47,11 @@ def code_points(text):
 
 def tokenizer_from(config):
     """The tokenizer whose config() this is.  Raises ValueError for an unknown kind."""
-    if config["kind"] != "char":
-        raise ValueError(f"tokenizer: expected kind 'char', got {config['kind']!r}; update minigpt")
-    return CharTokenizer(config["characters"])
+    if config["kind"] == "char":
+        return CharTokenizer(config["characters"])
+    if config["kind"] != "bpe":
+        need = "expected kind 'char' or 'bpe'"
+        raise ValueError(f"tokenizer: {need}, got {config['kind']!r}; update minigpt")
+    from minigpt.datasets.bpe import BPETokenizer
+
+    return BPETokenizer(config["vocab"], config["merges"])
