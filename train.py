@@ -201,11 +201,11 @@ class Sorting:
         self.examples = e = tables().load(config.data[0], config.target, config.seed, CACHE)
         (x, y), self.classes, self.uniform = e.train, len(e.classes), math.log(len(e.classes))
         self.crc = e.crc()
-        shape = list(x.shape[1:])
+        shape = list(e.encoder.shape)
         about = {"kind": e.kind, "classes": e.classes, "shape": shape, "positive": e.positive}
         self.about = {"examples": about | {"encoder": e.encoder.config()}}
         sizes = " / ".join(f"{len(y):,}" for _, y in (e.train, e.validation, e.test))
-        size = " x ".join(map(str, shape))
+        size = " x ".join(map(str, x.shape[1:]))
         say("", f"{e.kind}s of {size}, {self.classes} classes; train / validation / test {sizes}")
         most = np.bincount(y).argmax()
         often = f"always {e.classes[most]}: {(e.test[1] == most).mean():.2%} right"
@@ -215,7 +215,7 @@ class Sorting:
         from minigpt.nn.classifier import classifier
 
         e, c = self.examples, gpt_config(config, self.classes)
-        return classifier(e.kind, config.model, e.train[0].shape[1:], c, rng)
+        return classifier(e.kind, config.model, e.encoder.shape, c, rng)
 
     def windows(self, config):
         return self.examples.validation
@@ -255,7 +255,8 @@ def build(config, task, library, found):
     heads = f"{config.n_head} heads, " if config.model.startswith("gpt") else ""
     form = f"{config.n_layer} layers, {heads}{config.n_embd} wide, context {config.block_size}"
     form = form if isinstance(task, Writing) else f"{config.n_embd} wide"
-    size = f"{model.parameter_count() / 1e6:.2f} M parameters"
+    count = model.parameter_count()
+    size = f"{count / 1e6:.2f} M parameters" if count >= 1e5 else f"{count:,} parameters"
     unit = "token" if isinstance(task, Writing) else "example"
     flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per {unit}"
     say("2 build", f"{config.model}: {form}: {size}, {flops}")

@@ -18,7 +18,7 @@ nn/convolution.py        convolution as a layer, and as a causal mixer
 nn/language.py           Block, LanguageModel, its state
 nn/gpt.py                GPT and GPT-2: their form, config, Hugging Face's names
 nn/families.py           every model by its name: one block, three mechanisms
-nn/classifier.py         classifiers: a CNN, or rows, patches, features through the same blocks
+nn/classifier.py         classifiers: a CNN, or rows, patches, columns through the same blocks
 datasets/bpe.py          byte-level BPE: frequent strings as tokens, GPT-2's files
 datasets/tokenizers.py   text <-> ids
 datasets/stream.py       items in random order, each once per epoch

@@ -10,12 +10,13 @@ from minigpt import no_grad
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.nn.attention import Attention
-from minigpt.nn.classifier import classifier
+from minigpt.nn.classifier import Columns, classifier
 from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.training.optim import AdamW, clip
 
-SHAPES = {"image": (8, 8, 1), "sound": (400,), "table": (6,)}
+SHAPES = {"image": (8, 8, 1), "sound": (400,), "table": (2, 2, 2)}  # three columns of two features
+ARRAYS = SHAPES | {"table": (6,)}
 NAMES = ["gpt", "lstm", "gru", "rnn", "conv"]
 every = pytest.mark.parametrize(
     "kind, name", [(kind, name) for kind in SHAPES for name in NAMES]
@@ -34,8 +35,8 @@ def examples(kind, n=12, classes=3, seed=1, dtype=np.float32):
     """Noise around one pattern per class -> x (n, ...), y (n,)"""
     rng = np.random.default_rng(seed)
     y = (np.arange(n) % classes).astype(np.int32)
-    patterns = rng.standard_normal((classes, *SHAPES[kind]))
-    return (patterns[y] + 0.1 * rng.standard_normal((n, *SHAPES[kind]))).astype(dtype), y
+    patterns = rng.standard_normal((classes, *ARRAYS[kind]))
+    return (patterns[y] + 0.1 * rng.standard_normal((n, *ARRAYS[kind]))).astype(dtype), y
 
 
 def scrambled(model, seed=3, std=0.2):
@@ -122,13 +123,21 @@ def test_attention_of_a_classifier_sees_what_follows(kind):
         assert (np.abs(before - after) > 0).any(axis=2).all()
 
 
-def test_features_in_another_order_are_the_same_if_their_weights_and_positions_move_along():
+def test_a_column_becomes_the_sum_of_its_features_vectors_by_their_numbers():
+    columns = Columns([1, 3, 2], 2, np.random.default_rng(0))
+    columns.weight.data[...] = [[1, 2], [3, 4], [5, 6], [7, 8], [1, 0], [0, 1]]
+    x = np.array([[2, 0, 1, 0, -1, 4], [0, 1, 0, 1, 0, 0]], np.float32)
+    expected = [[[2, 4], [5, 6], [-1, 4]], [[0, 0], [10, 12], [0, 0]]]
+    np.testing.assert_array_equal(columns(x).data, expected)
+
+
+def test_columns_in_another_order_are_the_same_if_their_weights_and_positions_move_along():
     model = scrambled(made("table", "gpt", dtype=np.float64))
-    x, order = examples("table", dtype=np.float64)[0], np.array([3, 0, 5, 1, 4, 2])
-    before = model(x).data
-    for p in (model.position.weight, model.tokens.weight):
-        p.data[...] = p.data[..., order, :]
-    np.testing.assert_allclose(model(x[:, order]).data, before, rtol=1e-10, atol=1e-12)
+    x, order = examples("table", dtype=np.float64)[0], np.array([2, 0, 1])
+    before, features = model(x).data, np.array([4, 5, 0, 1, 2, 3])
+    for p, places in ((model.position.weight, order), (model.tokens.weight, features)):
+        p.data[...] = p.data[places]
+    np.testing.assert_allclose(model(x[:, features]).data, before, rtol=1e-10, atol=1e-12)
     assert np.abs(model(x).data - before).max() > 1e-3
 
 

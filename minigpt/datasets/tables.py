@@ -157,23 +157,22 @@ def read_csv(path):
     among numbers.
     """
     (_, header), *rows = read_rows(path)
+    where, most = f"{path}: line 1", max(header, key=header.count)
     named = any(number(name) is None for name in header)
-    check(named, f"{path}: line 1", "names of columns", "numbers", "add a header")
-    check("" not in header, f"{path}: line 1", "a name for each column", "one without", "name it")
-    most = max(header, key=header.count)
-    right = header.count(most) == 1
-    check(right, f"{path}: line 1", "different names", f"{most} twice", "rename one")
+    check(named, where, "names of columns", "numbers", "add a header")
+    check("" not in header, where, "a name for each column", "one without", "name it")
+    check(header.count(most) == 1, where, "different names", f"{most} twice", "rename one")
     for line, cells in rows:
         right = len(cells) == len(header)
         check(right, f"{path}: line {line}", f"{len(header)} cells", len(cells), "mend the line")
-    columns = dict(zip(header, zip(*(cells for _, cells in rows), strict=True), strict=True))
+    columns = {name: [cells[i] for _, cells in rows] for i, name in enumerate(header)}
     for name, cells in columns.items():
         numbers = [0.0 if cell in MISSING else number(cell) for cell in cells]
         if None not in numbers and not (finite := np.isfinite(numbers)).all():
             i = finite.argmin()
             where = f"{path}: line {rows[i][0]}, column {name}"
             check(False, where, "a number", cells[i], "write NA where it is missing")
-    return {name: list(cells) for name, cells in columns.items()}
+    return columns
 
 
 def read_rows(path):
@@ -210,12 +209,12 @@ class TableEncoder:
 
     {"name", "mean", "scale", "missing"}: (number - mean) / scale, 0 if missing, and a feature that
     says so if cells were missing in training; {"name", "values"}: for each value seen in training,
-    "" being a missing one, whether it is this one.
+    "" being a missing one, whether it is this one. shape: how many features each column has.
     """
 
     def __init__(self, columns):
         self.columns, self.unseen = columns, {}
-        self.features = [name for column in columns for name in features_of(column)]
+        self.shape = [len(c["values"]) if "values" in c else 1 + c["missing"] for c in columns]
 
     @classmethod
     def fit(cls, columns, rows):
@@ -249,22 +248,15 @@ class TableEncoder:
 def fit_column(name, cells):
     """What TableEncoder needs to know of a column, from its cells in the training part."""
     known = [cell for cell in cells if cell not in MISSING]
+    missing = len(known) < len(cells)
     x = [number(cell) for cell in known] or [0.0]
     if None in x or not np.isfinite(x).all():
-        values = sorted({*known, ""} if len(known) < len(cells) else {*known})
+        values = sorted({*known, ""} if missing else {*known})
         remedy = "leave it out if it names the rows"
         check(len(values) <= 100, f"column {name}", "100 categories at most", len(values), remedy)
         return {"name": name, "values": values}
     scale = float(np.std(x)) if min(x) < max(x) else 1.0  # of a constant the sum may round
-    missing = len(known) < len(cells)
     return {"name": name, "mean": float(np.mean(x)), "scale": scale, "missing": missing}
-
-
-def features_of(column):
-    name = column["name"]
-    if "values" in column:
-        return [f"{name}={value}" for value in column["values"]]
-    return [name, f"{name} missing"] if column["missing"] else [name]
 
 
 def categories(cells, column):
@@ -273,14 +265,13 @@ def categories(cells, column):
 
 
 def numbers(cells, column):
-    """N cells -> (N, 1), or (N, 2) with "is missing"; a finer encoding would stand beside it."""
+    """N cells -> (N, 1), or (N, 2) with one that says missing"""
     x = np.array([number(cell) if cell else column["mean"] for cell in cells], float)  # None: NaN
     for i in np.flatnonzero(~np.isfinite(x))[:1]:
         where = f"row {i + 1}, column {column['name']}"
         check(False, where, "a number as in training", cells[i], "mend it or write NA")
     x = (x - column["mean"]) / column["scale"]
-    missing = [not cell for cell in cells]
-    return np.stack([x, missing] if column["missing"] else [x], 1)
+    return np.stack([x, [not cell for cell in cells]] if column["missing"] else [x], 1)
 
 
 def table(path, seed, target, positive=None, audited=None):

@@ -1,11 +1,12 @@
 """Classifiers of images, sounds and tables: a CNN, or tokens through the blocks of families.py.
 
 An image (Y, X, C) is read row by row (recurrence) or in square patches (attention), a sound (T,) in
-frames, a table's row (F,) feature by feature.
+frames, a table's row (F,) column by column: its shape says how many features each column has.
 """
 
 from minigpt.engine.convolution import max_pool2d, relu
-from minigpt.engine.ops import mean
+from minigpt.engine.device import module_of
+from minigpt.engine.ops import matmul, mean
 from minigpt.nn.attention import Attention
 from minigpt.nn.convolution import Conv
 from minigpt.nn.language import stack
@@ -16,14 +17,20 @@ from minigpt.nn.recurrence import CELLS, Recurrence
 FRAME = 50  # samples from one token of a sound to the next
 
 
-class Features(Module):
-    """Token f = x_f w_f + b_f.  x (B, F) -> (B, F, C).  Source: Gorishniy et al. 2021, 3.3"""
+class Columns(Module):
+    """Token c = sum of x_f w_f over the features f of column c, widths[c] of them.
 
-    def __init__(self, n, n_embd, rng):
-        self.weight = normal(rng, (1, n, n_embd), 0.1)  # b is the classifier's position
+    x (B, F) -> (B, columns, C).  Source: Gorishniy et al. 2021, section 3.3
+    """
+
+    def __init__(self, widths, n_embd, rng):
+        self.widths = widths
+        self.weight = normal(rng, (sum(widths), n_embd), 0.1)  # b is the classifier's position
 
     def forward(self, x):
-        return x.reshape(*x.shape, 1) * self.weight
+        xp, n = module_of(x), len(self.widths)
+        of = xp.repeat(xp.eye(n, dtype=x.dtype), self.widths, axis=1)  # (columns, F), 1: is one's
+        return matmul(x[:, None] * of, self.weight)
 
 
 class Patches(Module):
@@ -51,7 +58,7 @@ class Classifier(Module):
         self.config = c = config
         side = max(2, shape[0] // 7)  # of a patch: 4 x 4 patches of 8 x 8, 7 x 7 of 28 x 28
         if kind == "table":
-            self.tokens, T = Features(shape[0], c.n_embd, rng), shape[0]
+            self.tokens, T = Columns(shape, c.n_embd, rng), len(shape)
         else:
             size = (side, side) if model == "gpt" else (1, shape[1] if kind == "image" else 1)
             if kind == "sound":
@@ -99,7 +106,7 @@ class CNN(Module):
             flat, self.positions = 128, shape[0] // 32
         else:
             layers = [Conv((3,), n, 32, rng, padding=1) for n in (1, 32)]
-            flat, self.positions = shape[0] * 32, shape[0]
+            flat, self.positions = sum(shape) * 32, sum(shape)
         self.layers = layers
         self.hidden = Linear(flat, config.n_embd, rng, std=(2 / flat) ** 0.5)
         self.dropout = Dropout(config.dropout, rng)

@@ -11,5 +11,6 @@ DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ
     ("image", "lstm"): {"learning_rate": 2e-3, "dropout": 0.2},
     ("sound", ""): ROWS | {"n_embd": 128, "steps": 800},
     ("sound", "conv"): {"steps": 1500},
-    ("table", ""): ROWS | {"learning_rate": 2e-3, "steps": 300, "dropout": 0.2, "eval_every": 10},
+    ("table", ""): ROWS
+    | {"n_layer": 1, "n_embd": 16, "learning_rate": 2e-3, "steps": 300, "eval_every": 10},
 }

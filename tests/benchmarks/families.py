@@ -101,7 +101,8 @@ def one_repeat(name, repeat):
     columns = tables.read_csv(measure.ROOT / "data" / f"{name}.csv")
     y = (np.array(columns.pop(target)) == positive).astype(np.int32)
     for train, test in StratifiedKFold(5, shuffle=True, random_state=repeat).split(y, y):
-        x = tables.TableEncoder.fit(columns, train).encode_columns(columns)
+        encoder = tables.TableEncoder.fit(columns, train)
+        x = encoder.encode_columns(columns)
         boosting = GradientBoostingClassifier(max_depth=2, random_state=0)
         fits = {
             "logistic regression": LogisticRegression(C=0.1, max_iter=5000).fit(x[train], y[train]),
@@ -109,14 +110,14 @@ def one_repeat(name, repeat):
         }
         p = {model: fit.predict_proba(x[test]) for model, fit in fits.items()}
         p["minigpt, attention"] = np.mean(
-            [learned(x[train], y[train], x[test], seed) for seed in range(3)], axis=0
+            [learned(x[train], y[train], x[test], encoder.shape, seed) for seed in range(3)], axis=0
         )
         yield {m: (accuracy(q, y[test]), auc(q[:, 1], y[test] == 1)) for m, q in p.items()}
 
 
-def learned(x, y, x_test, seed):
-    """Probabilities of the default attention model, trained for its default steps, the last tenth
-    of the rows for validation."""
+def learned(x, y, x_test, widths, seed):
+    """Probabilities of the default attention model after its default steps; widths: how many
+    features each column has."""
     from minigpt.datasets.tables import Rows
     from minigpt.nn.classifier import classifier
     from minigpt.nn.gpt import GPTConfig
@@ -130,7 +131,7 @@ def learned(x, y, x_test, seed):
     rng = np.random.default_rng(seed)
     shape = {name: getattr(c, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
     config = GPTConfig(2, dropout=c.dropout, **shape)
-    model = classifier("table", "gpt", x.shape[1:], config, rng)
+    model = classifier("table", "gpt", widths, config, rng)
     optimizer = OPTIMIZERS[c.optimizer](Flat(model), c.weight_decay)
     with TemporaryDirectory() as out:
         stream = Rows(x, y, seed)
