@@ -13,11 +13,8 @@ import numpy as np
 
 MNIST = [f"{a}-{b}-ubyte" for a in ("train", "t10k") for b in ("images-idx3", "labels-idx1")]
 RATE, SAMPLES = 8000, 4000  # of a generated sound: per second, in all
-SEMITONES = [  # above 110 Hz, over three octaves: what is tested was not heard in training
-    [s for s in range(36) if s % 5 in (0, 1, 3)],
-    [s for s in range(36) if s % 5 == 2],
-    [s for s in range(36) if s % 5 == 4],
-]
+# above 110 Hz, over three octaves: what is tested was not heard in training
+SEMITONES = [[s for s in range(36) if s % 5 in rests] for rests in ((0, 1, 3), (2,), (4,))]
 
 
 def check(right, where, expected, got, remedy):
@@ -37,13 +34,11 @@ def labels(names, where):
 
 def split(y, seed):
     """y (N,) -> places of training, validation, test: 60, 20 and 20 % of each class at random."""
-    rng, parts = np.random.default_rng(seed), ([], [], [])
+    rng, classes = np.random.default_rng(seed), []
     for k in np.unique(y):
         places = rng.permutation(np.flatnonzero(y == k))
-        cuts = [len(places) * 3 // 5, len(places) * 4 // 5]
-        for part, some in zip(parts, np.split(places, cuts), strict=True):
-            part.append(some)
-    return [np.sort(np.concatenate(part)) for part in parts]
+        classes.append(np.split(places, [len(places) * 3 // 5, len(places) * 4 // 5]))
+    return [np.sort(np.concatenate(part)) for part in zip(*classes, strict=True)]
 
 
 def digits(path):
@@ -116,8 +111,7 @@ def mnist(folder):
     check(size == size_test, files[MNIST[2]], f"images of {size}", size_test, "make them equal")
     n = len(x) * 9 // 10
     parts = (x[:n], y[:n]), (x[n:], y[n:]), (x_test, y_test)
-    parts = [(images[..., None], truth.astype(np.int32)) for images, truth in parts]
-    return "image", list("0123456789"), parts, None
+    return "image", list("0123456789"), [(x[..., None], y.astype(np.int32)) for x, y in parts], None
 
 
 def read_idx(path, axes):
@@ -152,8 +146,8 @@ def class_folder(folder, seed):
     if kind == "sound":
         length = int(np.median([x.shape[-1] for x in arrays]))
         arrays = [fitted(x, length) for x in arrays]
+    shape = arrays[0].shape
     for path, x, rate in zip(files, arrays, rates, strict=True):
-        shape = arrays[0].shape
         check(x.ndim < 4, path, "1 to 3 axes", x.ndim, "store one example per file")
         check(x.shape == shape, path, f"shape {shape} as in {files[0]}", x.shape, "make them equal")
         check(rate == rates[0], path, f"{rates[0]} samples per second", rate, "make them equal")
@@ -181,9 +175,9 @@ def read_array(path):
             with wave.open(str(path), "rb") as f:
                 channels, width, rate, n = f.getparams()[:4]
                 raw = f.readframes(n)
-            form = {1: np.uint8, 2: np.dtype("<i2")}[width]
+            form, zero, one = {1: ("u1", 128, 128), 2: ("<i2", 0, 32768)}[width]
             x = np.frombuffer(raw, form).reshape(-1, channels).mean(1, np.float32)
-            x = (x - 128) / 128 if width == 1 else x / 32768
+            x = (x - zero) / one
         else:  # mapped: the file is as large as its head says before memory is taken; no pickles
             x = np.lib.format.open_memmap(path, mode="r").astype(np.float32, casting="same_kind")
     except (EOFError, TypeError, ValueError, KeyError, wave.Error) as e:

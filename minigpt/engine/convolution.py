@@ -28,16 +28,14 @@ def pair(n):
 
 def _windows(x, size, stride, padding, dilation, fill=0.0):
     """For each place in a window, row by row: what stands there in all windows (B, Y', X', C)."""
-    size, stride, padding, dilation = map(pair, (size, stride, padding, dilation))
-    if padding != (0, 0):
-        x = pad(x, [(0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)], fill)
-    spans = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
-    if any(span >= n for span, n in zip(spans, x.shape[1:3], strict=True)):
+    size, (sy, sx), (py, px), (dy, dx) = map(pair, (size, stride, padding, dilation))
+    if py or px:
+        x = pad(x, [(0, 0), (py, py), (px, px), (0, 0)], fill)
+    Y, X = x.shape[1] - dy * (size[0] - 1), x.shape[2] - dx * (size[1] - 1)  # where windows begin
+    if Y < 1 or X < 1:
         raise ValueError(f"window: expected at most {x.shape[1:3]}, the padded input, got {size}")
     for i, j in ndindex(size):
-        starts = i * dilation[0], j * dilation[1]
-        ends = (n - span + at for n, span, at in zip(x.shape[1:3], spans, starts, strict=True))
-        yield x[:, *map(slice, starts, ends, stride)]
+        yield x[:, dy * i : dy * i + Y : sy, dx * j : dx * j + X : sx]
 
 
 @fused

@@ -1,198 +1,147 @@
 """Fast pairs of recurrence on NumPy arrays; see fast_numpy.py. Without them a step of the LSTM in
 tests/benchmarks takes 16 % longer, one of `--model gru` 79 %, of `--model rnn` 37 %.
 
-Arrays are kept time first, (T, B, ..): what belongs to one step lies together, and the gradients of
-weights are one product over all steps. A cell has two functions, `_step` and `_back`, that fill
-buffers in place; `_run` and `_run_back` apply them T times.
+A cell of G gates is one function, `cell(z, u, *states) -> new states, back`: z (G, B, H) is
+x_t w_ih + b_ih; u (G, B, H) is h_{t-1} w_hh + b_hh, which it may overwrite. `back(*d new states)
+-> dz, du, *d states` leaves out what reaches h through u. `_run` applies the cell T times,
+`_run_back` what it returned; the gradients of weights are one product over all times.
 """
 
-from functools import lru_cache, partial
+from functools import partial
 
 import numpy as np
 
 
-def _time_first(x):
-    return np.ascontiguousarray(x.swapaxes(0, 1))
+def _blocks(w, G):
+    """w (I, G H) -> (G, H / 32, I, 32): BLAS multiplies a few rows by narrow matrices without
+    packing these first: 78 to 115 GFLOP/s of one core at 16 x 256 @ 256 x 1024."""
+    H = w.shape[1] // G
+    n = 32 if H % 32 == 0 else H
+    return np.ascontiguousarray(w.reshape(len(w), G, H // n, n).transpose(1, 2, 0, 3))
 
 
-def _blocks(w):
-    """w (I, O) -> (O / 32, I, 32): BLAS multiplies a few rows by narrow matrices without packing
-    these first: 78 to 115 GFLOP/s of one core at 16 x 256 @ 256 x 1024."""
-    n = 32 if w.shape[1] % 32 == 0 else w.shape[1]
-    return np.ascontiguousarray(w.reshape(len(w), -1, n).swapaxes(0, 1))
+def _times(x, blocks):
+    """x (B, I) times the matrix that was cut into blocks -> (G, B, H)"""
+    B, (G, m, _, n) = len(x), blocks.shape
+    y = np.empty((G, B, m, n), x.dtype)
+    np.matmul(x, blocks, out=y.swapaxes(1, 2))
+    return y.reshape(G, B, m * n)
 
 
-def _cut(x, blocks):
-    """x (B, O) as a view (O / n, B, n), into which products with blocks are written"""
-    return x.reshape(len(x), len(blocks), blocks.shape[2]).swapaxes(0, 1)
-
-
-def _run(step, x, states, w_ih, w_hh, b, mask):
-    """Fill new states by step(x_t w_ih + b, h_{t-1} w_hh, *states, *new states, extra), T times"""
-    (B, T, C), H = x.shape, states[0].shape[1]
-    x = _time_first(x).reshape(T * B, C)
+def _run(cell, x, states, w_ih, w_hh, b_ih, b_hh, mask):
+    """-> [y (B, T, H), the first state at all times; the last of the others], and for _run_back"""
+    (B, T, C), (H, n) = x.shape, w_hh.shape
+    x = x.swapaxes(0, 1).reshape(T * B, C)  # time first: what belongs to one step lies together
     z = x @ w_ih
-    z += b
-    z, u = z.reshape(T, B, z.shape[1]), np.empty((B, w_hh.shape[1]), z.dtype)
-    extra = np.empty((T, B, H), z.dtype)
-    past = [np.empty((T + 1, B, H), z.dtype) for _ in states]
-    for array, first in zip(past, states, strict=True):
-        array[0] = first
-    padding, blocks = None if mask is None else (mask == 0).T, _blocks(w_hh)
-    product = _cut(u, blocks)
+    z += b_ih
+    z, b_hh = z.reshape(T, B, n // H, H).swapaxes(1, 2), b_hh.reshape(n // H, 1, H)
+    padding = None if mask is None else (mask == 0).T[..., None]  # (T, B, 1)
+    blocks, hs, backs = _blocks(w_hh, n // H), [states[0]], []
     for t in range(T):
-        np.matmul(past[0][t], blocks, out=product)
-        step(z[t], u, *(a[t] for a in past), *(a[t + 1] for a in past), extra[t])
-        if padding is not None:
-            for array in past:
-                array[t + 1, padding[t]] = array[t, padding[t]]
-    return past[0][1:].swapaxes(0, 1), (x, z, past, extra, w_ih, w_hh, padding)
+        u = _times(hs[t], blocks)
+        u += b_hh
+        after, back = cell(z[t], u, *states)
+        if mask is not None:
+            after = [np.where(padding[t], *pair) for pair in zip(states, after, strict=True)]
+        states = after
+        hs.append(states[0])
+        backs.append(back)
+    h = np.stack(hs)
+    return [h[1:].swapaxes(0, 1), *states[1:]], (x, h[:-1], backs, w_ih, w_hh, padding)
 
 
-def _run_back(back, dy, last, saved):
-    """back(z_t, du, *d states, *states, *new states, extra) turns z_t, what step left there, into
-    its gradient, fills du, that of h_{t-1} w_hh, and makes d states those of the states before."""
-    x, z, past, extra, w_ih, w_hh, padding = saved
-    T, B, H = extra.shape
-    ds = [np.zeros((B, H), z.dtype) if d is None else d.copy() for d in last]
-    dy = np.zeros_like(extra) if dy is None else _time_first(dy)
-    du, dh, blocks = (
-        np.empty((T, B, w_hh.shape[1]), z.dtype),
-        np.empty((B, H), z.dtype),
-        _blocks(w_hh.T),
-    )
-    product = _cut(dh, blocks)
-    for t in range(T)[::-1]:
-        ds[0] += dy[t]
-        kept = [] if padding is None else [d[padding[t]] for d in ds]
-        back(z[t], du[t], *ds, *(a[t] for a in past), *(a[t + 1] for a in past), extra[t])
+def _run_back(dys, saved):
+    """dys: of y and the last states but the first, None where there is none
+    -> the gradients of x, the first states, w_ih, w_hh, b_ih, b_hh"""
+    x, h, backs, w_ih, w_hh, padding = saved
+    (T, B, H), n = h.shape, w_hh.shape[1]
+    dy = np.zeros((B, T, H), h.dtype) if dys[0] is None else dys[0]
+    ds = [np.zeros((B, H), h.dtype) if d is None else d for d in (None, *dys[1:])]
+    both, blocks = np.empty((2, T, B, n // H, H), h.dtype), _blocks(w_hh.T, 1)  # dz and du
+    gates = both.swapaxes(2, 3)
+    for t in reversed(range(T)):
+        ds[0] = ds[0] + dy[:, t]
+        if padding is not None:  # what arrives there goes on to the states before
+            passing, ds = np.where(padding[t], ds, 0), np.where(padding[t], 0, ds)
+        gates[0, t], gates[1, t], *ds = backs[t](*ds)
+        ds[0] = ds[0] + _times(both[1, t].reshape(B, n), blocks)[0]
         if padding is not None:
-            z[t, padding[t]] = du[t, padding[t]] = 0
-        np.matmul(du[t], blocks, out=product)
-        ds[0] += dh
-        for d, k in zip(ds, kept, strict=False):
-            d[padding[t]] = k
-    dz, du = (a.reshape(T * B, w_hh.shape[1]) for a in (z, du))
-    dx = (dz @ w_ih.T).reshape(T, B, len(w_ih)).swapaxes(0, 1)
-    h, one = past[0][:-1].reshape(T * B, H), np.ones(T * B, z.dtype)
+            ds = [d + more for d, more in zip(ds, passing, strict=True)]
+    (dz, du), h = both.reshape(2, T * B, n), h.reshape(T * B, H)
+    dx, one = (dz @ w_ih.T).reshape(T, B, len(w_ih)).swapaxes(0, 1), np.ones(T * B, h.dtype)
     return dx, *ds, x.T @ dz, h.T @ du, one @ dz, one @ du
 
 
 def rnn_forward(x, h, w_ih, w_hh, b_ih, b_hh, mask=None, activation="tanh"):
-    f = {"tanh": np.tanh, "relu": partial(np.maximum, 0)}[activation]
-    y, saved = _run(partial(_rnn_step, f), x, (h,), w_ih, w_hh, b_ih + b_hh, mask)
-    return y, (activation, saved)
+    f, slope = {
+        "tanh": (np.tanh, lambda h: 1 - h * h),
+        "relu": (partial(np.maximum, 0), lambda h: h > 0),
+    }[activation]
 
+    def cell(z, u, h):
+        h = f(z[0] + u[0])
 
-def _rnn_step(f, z, u, h, h_new, _):
-    z += u
-    f(z, out=h_new)
+        def back(dh):
+            dz = dh * slope(h)
+            return dz, dz, 0
+
+        return (h,), back
+
+    [y], saved = _run(cell, x, (h,), w_ih, w_hh, b_ih, b_hh, mask)
+    return y, saved
 
 
 def rnn_backward(dy, saved):
-    return _run_back(partial(_rnn_back, saved[0]), dy, [None], saved[1])
-
-
-def _rnn_back(activation, z, du, dh, h, h_new, _):
-    np.multiply(dh, 1 - h_new * h_new if activation == "tanh" else h_new > 0, out=z)
-    du[...] = z
-    dh[...] = 0
-
-
-@lru_cache
-def _gates(H, tanh_at, n, dtype):
-    """scale and shift (n H,) with which scale tanh(scale z) + shift is sigmoid z = 1/2 +
-    tanh(z/2)/2 but in gate number tanh_at, where it is tanh z: one tanh serves all gates."""
-    scale, shift = (np.full((n, H), 0.5, dtype) for _ in range(2))
-    scale[tanh_at], shift[tanh_at] = 1, 0
-    return scale.reshape(-1), shift.reshape(-1)
+    return _run_back([dy], saved)
 
 
 def lstm_forward(x, h, c, w_ih, w_hh, b_ih, b_hh, mask=None):
-    y, saved = _run(_lstm_step, x, (h, c), w_ih, w_hh, b_ih + b_hh, mask)
-    return [y, saved[2][1][-1]], saved
+    return _run(_lstm, x, (h, c), w_ih, w_hh, b_ih, b_hh, mask)
 
 
-def _lstm_step(z, u, h, c, h_new, c_new, tanh_c):
-    scale, shift = _gates(h.shape[1], 2, 4, z.dtype)
-    z += u
-    z *= scale
-    np.tanh(z, out=z)
-    z *= scale
-    z += shift
-    i, f, g, o = _parts(z, 4)
-    np.multiply(f, c, out=c_new)
-    c_new += np.multiply(i, g, out=tanh_c)
-    np.tanh(c_new, out=tanh_c)
-    np.multiply(o, tanh_c, out=h_new)
+def _lstm(z, u, h, c):
+    """Written over u: one tanh serves all gates, as sigmoid z = 1/2 + tanh(z/2)/2."""
+    u += z
+    i, f, g, o = u
+    for s in (u[:2], o):
+        s *= 0.5
+    np.tanh(u, out=u)
+    for s in (u[:2], o):
+        s *= 0.5
+        s += 0.5
+    c_new = f * c + i * g
+    tanh_c = np.tanh(c_new)
+
+    def back(dh, dc):
+        """Of a sigmoid s the slope is s (1 - s), of a tanh t it is 1 - t^2."""
+        dh_o = dh * o
+        dc = dc + dh_o * (1 - tanh_c * tanh_c)
+        dc_i, dc_f = dc * i, dc * f
+        df, do = dc_f * c * (1 - f), dh_o * tanh_c * (1 - o)
+        dz = np.array([dc_i * g * (1 - i), df, dc_i * (1 - g * g), do])
+        return dz, dz, 0, dc_f
+
+    return (o * tanh_c, c_new), back
 
 
-def _parts(z, n):
-    """z (B, n H) -> n views (B, H)"""
-    H = z.shape[1] // n
-    return [z[:, i : i + H] for i in range(0, n * H, H)]
-
-
-def lstm_backward(dys, saved):
-    return _run_back(_lstm_back, dys[0], [None, dys[1]], saved)
-
-
-def _lstm_back(z, du, dh, dc, h, c, h_new, c_new, tanh_c):
-    """Of a sigmoid s the slope is s (1 - s), of a tanh t it is 1 - t^2."""
-    (i, f, g, o), (di, df, dg, do) = _parts(z, 4), _parts(du, 4)
-    np.multiply(dh, tanh_c, out=do)
-    dh *= o
-    dc += dh
-    tanh_c *= tanh_c
-    dh *= tanh_c
-    dc -= dh  # dc + dh o (1 - tanh^2 c)
-    np.multiply(dc, g, out=di)
-    np.multiply(dc, c, out=df)
-    np.multiply(dc, i, out=dg)
-    dc *= f
-    g *= g
-    np.subtract(1, g, out=g)
-    for s in (z[:, : 2 * h.shape[1]], o):
-        s -= s * s
-    z *= du
-    du[...] = z
-    dh[...] = 0
+lstm_backward = _run_back  # of y and c
 
 
 def gru_forward(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
-    b, H = b_ih.copy(), h.shape[1]
-    b[: 2 * H] += b_hh[: 2 * H]
-    return _run(partial(_gru_step, b_hh[2 * H :]), x, (h,), w_ih, w_hh, b, mask)
+    [y], saved = _run(_gru, x, (h,), w_ih, w_hh, b_ih, b_hh, mask)
+    return y, saved
 
 
-def _gru_step(b, z, u, h, h_new, n_h):
-    (r, k, n), gates, H = _parts(z, 3), z[:, : 2 * h.shape[1]], h.shape[1]
-    gates += u[:, : 2 * H]
-    gates *= 0.5
-    np.tanh(gates, out=gates)
-    gates *= 0.5
-    gates += 0.5
-    np.add(u[:, 2 * H :], b, out=n_h)
-    n += r * n_h
-    np.tanh(n, out=n)
-    np.subtract(h, n, out=h_new)
-    h_new *= k
-    h_new += n
+def _gru(z, u, h):
+    r, k = np.tanh((z[:2] + u[:2]) * 0.5) * 0.5 + 0.5
+    n = np.tanh(z[2] + r * u[2])
+
+    def back(dh):
+        dn = dh * (1 - k) * (1 - n * n)
+        dr, dk = dn * u[2] * r * (1 - r), dh * (h - n) * k * (1 - k)
+        return np.array([dr, dk, dn]), np.array([dr, dk, dn * r]), dh * k
+
+    return (n + k * (h - n),), back
 
 
-def gru_backward(dy, saved):
-    return _run_back(_gru_back, dy, [None], saved)
-
-
-def _gru_back(z, du, dh, h, h_new, n_h):
-    (r, k, n), (dr, dk, dn) = _parts(z, 3), _parts(du, 3)
-    np.multiply(dh, h - n, out=dk)
-    dk *= k - k * k
-    n *= n
-    np.subtract(1, n, out=n)
-    n *= dh - dh * k  # d n_x
-    np.multiply(n, r, out=dn)  # d n_h
-    np.multiply(n, n_h, out=dr)
-    dr *= r - r * r
-    dh *= k
-    r[...], k[...] = dr, dk
+gru_backward = rnn_backward

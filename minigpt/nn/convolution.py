@@ -1,5 +1,7 @@
 """Convolution as a layer, and as a mixer: every position sees a few positions before it."""
 
+import math
+
 from minigpt.engine.convolution import conv1d, conv2d
 from minigpt.engine.device import module_of
 from minigpt.engine.ops import concatenate, split, tanh
@@ -12,9 +14,7 @@ class Conv(Module):
     """conv2d of x (B, Y, X, C), or conv1d of x (B, T, C): size (K, K) or (K,); options as there."""
 
     def __init__(self, size, n_in, n_out, rng, **options):
-        fan_in = n_in
-        for n in size:
-            fan_in *= n
+        fan_in = math.prod(size) * n_in
         self.weight = normal(rng, (*size, n_in, n_out), (2 / fan_in) ** 0.5)  # He et al. 2015
         self.bias = constant(n_out, 0.0)
         self.formula, self.options = (conv1d if len(size) == 1 else conv2d), options
