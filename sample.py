@@ -3,6 +3,7 @@
 python sample.py                                   the newest run in out/ writes
 python sample.py --prompt "The with statement"     ... and goes on from your words
 python sample.py out/manual-gpt --interactive      a prompt per line, until Ctrl-D
+python sample.py out/translation-gpt --prompt "twelve thousand"       ... or answers
 python sample.py out/credit-gpt --input new.csv    a classifier: probabilities; without, its report
 """
 
@@ -36,8 +37,8 @@ def options():
     add("--prompt", metavar="TEXT", help="go on from here (default: standard input, if piped)")
     add("--interactive", action="store_true", help="read prompts, one per line")
     add("--tokens", type=whole, default=500, metavar="N", help="how many to write (default 500)")
-    add("--temperature", type=number(float, (">=", 0)), default=0.8, metavar="N",
-        help="0: always the likeliest; higher: wilder (default 0.8)")  # fmt: skip
+    add("--temperature", type=number(float, (">=", 0)), metavar="N",
+        help="0: always the likeliest; higher: wilder (default 0.8; of answers 0)")  # fmt: skip
     add("--top-k", type=whole, metavar="N", help="draw from the N likeliest only")
     add("--top-p", type=share, metavar="N", help="draw from the fewest that hold this probability")
     add("--stop", metavar="TEXT", default="", help="end before this text, if it comes")
@@ -79,12 +80,16 @@ def main(words=None):
         if args.prompt is None and not args.interactive:
             piped = sys.stdin and not sys.stdin.isatty()
             args.prompt = sys.stdin.read().rstrip("\n") if piped else ""
+            if "task" in about and not args.prompt:
+                return answer(model, tokenizer, about)
     except BrokenPipeError:
         raise  # of a classifier's report, see below
     except (ValueError, OSError) as error:
         parser.error(str(error))
     rng = np.random.default_rng(args.seed)
     how = {name: getattr(args, name) for name in ("stop", "temperature", "top_k", "top_p")}
+    if how["temperature"] is None:
+        how["temperature"] = 0 if "task" in about else 0.8
 
     def write(prompt):
         """Print the prompt, without letters that the model does not know, and what follows."""
@@ -93,6 +98,13 @@ def main(words=None):
             print(f"sample.py: left out, unknown to {run}: {unknown!r}", file=sys.stderr)
             prompt = "".join(c for c in prompt if c not in unknown)
         start = prompt or ("\n" if not tokenizer.unknown("\n") else tokenizer.decode([0]))
+        if "task" in about:
+            from minigpt.datasets.tasks import asked
+
+            start, prompt, how["stop"] = asked(prompt), "", "\n"
+        if (n := len(tokenizer.encode(start))) > model.block_size:
+            kept = f"of {n} tokens in the prompt the last {model.block_size}, its context"
+            print(f"sample.py: {run} reads {kept}", file=sys.stderr)
         for _ in range(args.count):
             print(prompt, end="", flush=True)
             for piece in stream(model, tokenizer, start, args.tokens, rng, **how):
@@ -118,6 +130,19 @@ def newest():
     if not found:
         raise FileNotFoundError("out/: expected a trained model, found none; run train.py first")
     return max(found, key=lambda path: path.stat().st_mtime).parent
+
+
+def answer(model, tokenizer, about):
+    """Print how many held-out answers are exact."""
+    from minigpt.datasets import tasks
+    from minigpt.training.scores import exact_by_kind
+
+    run = about["config"]
+    parts = tasks.load(run["data"][0], run["seed"])
+    if parts.crc() != about["data"]:
+        raise ValueError(f"{run['data'][0]}: not what this run has read; restore it")
+    x, y = tasks.encode(parts.test, tokenizer)
+    print("\n".join(exact_by_kind(model, x, y, tasks.kinds(parts.test))))
 
 
 def classify(model, about, path):

@@ -58,7 +58,7 @@ def main(words=None):
         most = 4 * parallel.physical_cores() if library is np else 1
         if (asked := given.get("workers", 1)) > most:
             raise ValueError(f"--workers: expected at most {most} here, got {asked}; leave it out")
-        task = (Writing if kind == "text" else Sorting)(config)  # 1 preprocess
+        task = {"text": Writing, "task": Answering}.get(kind, Sorting)(config)  # 1 preprocess
         if saved and saved[1]["data"] != task.crc:
             raise ValueError("--data: not what this run has read; restore it, or start anew")
         model, rng = build(config, task, library, found)
@@ -86,6 +86,22 @@ def tables():
     from minigpt.datasets import tables
 
     return tables
+
+
+def tasks():
+    """The module, imported when there are questions to answer."""
+    from minigpt.datasets import tasks
+
+    return tasks
+
+
+def trained_tokenizer(config, whole, training):
+    """Of all characters, or the tokens of the training part."""
+    if config.tokenizer == "char":
+        return CharTokenizer.train(whole)
+    from minigpt.datasets.bpe import BPETokenizer
+
+    return BPETokenizer.train(training, config.vocab_size)
 
 
 def say(step, message):
@@ -143,15 +159,20 @@ class Writing:
         say("1 preprocess", f"{' '.join(config.data)}: reading ...")
         characters = text.load(config.data, CACHE)
         self.crc = zlib.crc32(characters.encode())
-        self.tokenizer = CharTokenizer.train(characters)
+        self.tokenizer = trained_tokenizer(
+            config, characters, characters[: len(characters) * 9 // 10]
+        )
         self.about = {"tokenizer": self.tokenizer.config()}
-        ids, V = self.tokenizer.encode(characters), self.tokenizer.vocab_size
-        self.classes, self.uniform = V, math.log(V)
-        self.train, self.validation = text.split(ids, config.block_size)
-        sizes = len(self.train), len(self.validation)
-        size = f"{len(ids):,} characters, {V} distinct"
-        say("", f"{size}; train {sizes[0]:,} / validation {sizes[1]:,}")
-        rest = characters[len(self.train) :]
+        V, encode = self.tokenizer.vocab_size, self.tokenizer.encode
+        self.train, self.validation = text.split(characters, encode, config.block_size)
+        rest = characters[len(characters) * 9 // 10 :]
+        self.scale = len(self.validation) / len(rest)  # tokens per character: all losses are
+        self.classes, self.uniform = V, self.scale * math.log(V)  # per character
+        sizes = f"train {len(self.train):,} / validation {len(self.validation):,}"
+        size = f"{len(characters):,} characters, {len(set(characters))} distinct"
+        say("", f"{size}; {V:,} tokens of bpe; {sizes}" if self.scale < 1 else f"{size}; {sizes}")
+        if self.scale == 1 and V > 5000:
+            say("", "so many characters are learned one by one: try --tokenizer bpe")
         counted = text.baselines(self.train, self.validation, V, rest, CACHE)
         self.to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
         self.to_beat["best n-gram"] = counted["best"]
@@ -173,12 +194,15 @@ class Writing:
 
     def report(self, trainer, loss, best):
         """Two lines at an evaluation: which bars fell, and a sample."""
-        passed = ", ".join(name for name, bar in self.to_beat.items() if loss < bar <= best)
-        tqdm.write(progress(trainer, loss) + (f": past {passed}" if passed else ""))
+        loss, best, bars = loss * self.scale, best * self.scale, self.to_beat.items()
+        passed = ", ".join(name for name, bar in bars if loss < bar <= best)
+        line = progress(trainer, loss, trainer.recent * self.scale)
+        tqdm.write(line + (f": past {passed}" if passed else ""))
         rng = np.random.default_rng((trainer.config.seed, trainer.step))
         tqdm.write(f"{'':<14} {write(trainer.model, self.tokenizer, 'The ', 56, rng)}")
 
     def validate(self, loss):
+        loss *= self.scale
         bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
         n_gram = self.to_beat["best n-gram"]
         say("5 validate", f"whole split: {bits},")
@@ -192,8 +216,60 @@ class Writing:
         say("", "and read minigpt/engine/autograd.py")
 
 
+class Answering(Writing):
+    """Questions and pairs: the answer is predicted, token by token."""
+
+    scale = 1.0
+
+    def __init__(self, config):
+        """Read or generate them; say how long they are."""
+        say("1 preprocess", f"{config.data[0]}: reading ...")
+        parts = tasks().load(config.data[0], config.seed)
+        self.crc, train = parts.crc(), tasks().text_of(parts.train)
+        whole = train + tasks().text_of(parts.validation + parts.test)
+        self.tokenizer = trained_tokenizer(config, whole, train)
+        self.about = {"tokenizer": self.tokenizer.config(), "task": True}
+        encoded = (tasks().encode(part, self.tokenizer) for part in parts)
+        self.train, self.validation, self.test = encoded
+        self.classes, self.uniform = self.tokenizer.vocab_size, math.log(self.tokenizer.vocab_size)
+        sizes = " / ".join(f"{len(part):,}" for part in parts)
+        self.kinds, self.question = tasks().kinds(parts.test), parts.test[0][0][0]
+        longest = max(x.shape[1] for x, _ in (self.train, self.validation, self.test))
+        say("", f"examples of {longest} tokens at most; train / validation / test {sizes}")
+        if longest > config.block_size:
+            need = f"expected at least {longest}, the longest example"
+            raise ValueError(f"--block-size: {need}, got {config.block_size}; raise it")
+
+    def windows(self, config):
+        return self.validation
+
+    def stream(self, config):
+        return tasks().Lines(*self.train, config.seed)
+
+    def report(self, trainer, loss, best):
+        """A line at an evaluation, with how many answers to its first examples are right."""
+        from minigpt.training.scores import exact
+
+        right = exact(trainer.model, *(part[:100] for part in self.validation)).mean()
+        tqdm.write(progress(trainer, loss, trainer.recent) + f", exact {right:.1%}")
+
+    def validate(self, loss):
+        say("5 validate", f"validation part: {loss:.4f} nats per token of the answers")
+
+    def apply(self, trainer):
+        """The score of each kind of question on the test part, which nothing has seen so far."""
+        from minigpt.training.scores import exact_by_kind
+
+        for i, line in enumerate(exact_by_kind(trainer.model, *self.test, self.kinds)):
+            say("" if i else "6 apply", f"held out: {line}" if i == 0 else line)
+        question = shlex.quote(self.question)
+        say("", f"next: python sample.py {shlex.quote(str(trainer.out))} --prompt {question}")
+
+
 class Sorting:
     """Images, sounds or rows of a table: the class is predicted."""
+
+    scale = 1.0
 
     def __init__(self, config):
         """Read or generate the examples; say how often the most frequent class would be right."""
@@ -225,7 +301,7 @@ class Sorting:
 
     def report(self, trainer, loss, best):
         """A line at an evaluation."""
-        tqdm.write(progress(trainer, loss))
+        tqdm.write(progress(trainer, loss, trainer.recent))
 
     def validate(self, loss):
         say("5 validate", f"validation part: {loss:.4f} nats per example")
@@ -239,11 +315,9 @@ class Sorting:
         say("", f"next: python sample.py {shlex.quote(str(trainer.out))} --input FILE")
 
 
-def progress(trainer, loss):
+def progress(trainer, loss, recent):
     """The line of an evaluation, of the untrained model without losses."""
-    figures = "untrained"
-    if trainer.step:
-        figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
+    figures = f"loss {recent:.3f}, validation {loss:.3f}" if trainer.step else "untrained"
     place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
     return f"{'':<14} {place}  epoch {trainer.stream.epoch + 1}  {figures}"
 
@@ -267,7 +341,7 @@ def build(config, task, library, found):
 def initialise(config, model, task):
     """Check the first loss -> what to validate on (x, y), on the model's device."""
     x, y = (model.library.asarray(part) for part in task.windows(config))
-    first = mean_loss(model, x[:32], y[:32], 32)
+    first = mean_loss(model, x[:32], y[:32], 32) * task.scale
     say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {task.uniform:.3f})")
     return x, y
 

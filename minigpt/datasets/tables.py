@@ -14,6 +14,7 @@ from minigpt.datasets.signals import ArrayEncoder, check
 from minigpt.datasets.stream import Shuffled
 
 NAMES = {"digits": "image", "sounds": "sound", "tumours": "table", "credit": "table"}
+NAMES |= {"qa": "task", "translation": "task"}
 TARGETS = {  # column, positive class, column whose ages are audited
     "tumours": ("diagnosis", "malignant", None),
     "credit": ("creditability", "bad", "age_in_years"),
@@ -101,6 +102,8 @@ def kind_of(name, target):
     path = Path(name)
     if name in NAMES:
         return NAMES[name]
+    if path.suffix.lower() == ".tsv":
+        return "task"
     if path.suffix.lower() == ".csv":
         if not (target and path.exists()):  # else load() reads it
             some = ", ".join(list(read_csv(name))[:5])

@@ -81,12 +81,15 @@ def load(names, cache):
     return "\n".join(manual(cache) if name == "manual" else read_file(name) for name in names)
 
 
-def split(ids, block_size):
-    """ids (N,) -> training, validation (the last 10 %).  Raises ValueError if they are few."""
-    if len(ids) <= 10 * block_size:
+def split(text, encode, block_size):
+    """-> ids of training and of validation, the last 10 % of the text.  Raises ValueError if they
+    are few."""
+    cut = len(text) * 9 // 10
+    parts = encode(text[:cut]), encode(text[cut:])
+    if (n := len(parts[0]) + len(parts[1])) <= 10 * block_size:
         need = f"more than {10 * block_size} tokens (a context to validate, nine to train)"
-        raise ValueError(f"--data: expected {need}, got {len(ids)}; add text or lower --block-size")
-    return np.split(ids, [len(ids) * 9 // 10])
+        raise ValueError(f"--data: expected {need}, got {n}; add text or lower --block-size")
+    return parts
 
 
 class Windows(Shuffled):

@@ -25,8 +25,9 @@ class Config:
 
     data: list = option(
         ["manual"],
-        "manual (this Python's documentation) or text files; or to classify: digits, sounds, "
-        "tumours, credit, a .csv with --target, MNIST's folder, a folder of .npy or .wav",
+        "manual (this Python's documentation) or text files; to answer: qa, translation, a .tsv; "
+        "to classify: digits, sounds, tumours, credit, a .csv with --target, MNIST's folder, a "
+        "folder of .npy or .wav",
         nargs="+",
     )
     model: str = option(
@@ -35,6 +36,10 @@ class Config:
         "each, on each kind of data, has its own defaults for what is below",
         choices=["gpt", "gpt2", "lstm", "gru", "rnn", "conv"],
     )
+    tokenizer: str = option(
+        "char", "bpe: frequent strings, for large alphabets", choices=["char", "bpe"]
+    )
+    vocab_size: int = option(4096, "with bpe: how many tokens at most", (">=", 257))
     target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
     minutes: float = option(3.0, "training time; more ends lower; sets --steps after 20", (">", 0))
@@ -77,7 +82,8 @@ class Config:
             return cls(**given)
         from minigpt.training.defaults import DEFAULTS  # of the other kinds and models
 
-        own = DEFAULTS.get((kind, ""), {}) | DEFAULTS.get((kind, model), {})
+        names = (kind, ""), (kind, model), (given.get("data", [""])[0], "")
+        own = {key: value for name in names for key, value in DEFAULTS.get(name, {}).items()}
         if "minutes" in given:
             own.pop("steps", None)
         return cls(**own | given)

@@ -1,10 +1,10 @@
-"""How often a classifier is right, and in which way it is wrong."""
+"""How often a classifier or an answer is right, and in which way it is wrong."""
 
 import numpy as np
 
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.device import to_numpy
-from minigpt.engine.functional import softmax
+from minigpt.engine.functional import IGNORED, softmax
 
 
 def accuracy(p, y):
@@ -103,3 +103,30 @@ def held_out(model, examples):
         cut = threshold(probabilities(model, x)[:, positive], y == positive)
     x, y = examples.test
     return report(probabilities(model, x), y, examples.classes, cut, positive, examples.groups)
+
+
+def exact(model, x, y, batch_size=64):
+    """Whether greedy decoding gives each answer to its last token, in order -> (answers,) bool
+
+    It does if each token is the likeliest behind the true ones before it, so one pass tells. x, y
+    (N, T): neighbouring targets that are not IGNORED are an answer.
+    """
+    xp, training = model.library, model.training
+    model.eval()
+    with no_grad():
+        parts = [x[i : i + batch_size] for i in range(0, len(x), batch_size)]
+        likeliest = [to_numpy(model(xp.asarray(part)).data.argmax(2)) for part in parts]
+    model.train(training)
+    y = to_numpy(y)
+    scored = np.pad(y != IGNORED, ((0, 0), (1, 0)))  # so that no answer crosses rows
+    answer = np.cumsum(scored[:, 1:] & ~scored[:, :-1]).reshape(y.shape) - 1
+    wrong = (np.concatenate(likeliest) != y) & scored[:, 1:]
+    return np.bincount(answer[scored[:, 1:]], wrong[scored[:, 1:]]) == 0
+
+
+def exact_by_kind(model, x, y, kinds):
+    """Lines that say how many answers are exact, of all and of each kind; kinds (answers,)"""
+    right, names = exact(model, x, y), np.array(kinds)
+    lines = [f"exact match {right.mean():.2%} of {len(right):,}"]
+    rows = [(name, names == name) for name in sorted(set(kinds))]
+    return lines + aligned(*((name, f"{right[of].mean():.1%}", of.sum()) for name, of in rows))
