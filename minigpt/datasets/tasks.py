@@ -187,13 +187,15 @@ def stories(seed, sizes=(40_000, 200, 1200)):
     return Task(*parts[::-1])
 
 
-def story(rng, questions=8):
-    """Three people move, take and drop things; after every sentence, a question."""
+def story(rng, stops=3, questions=3):
+    """Three people move, take and drop things; after every one to three sentences, questions."""
     world, told = World(rng), []
-    for _ in range(questions):
-        sentence = world.event()
-        question, answer, kind = world.ask()
-        told.append((f"{sentence} {question}", answer, kind))
+    for _ in range(stops):
+        sentences = "".join(f"{world.event()} " for _ in range(rng.integers(1, 4)))
+        for _ in range(questions):
+            question, answer, kind = world.ask()
+            told.append((f"{sentences}{question}", answer, kind))
+            sentences = ""  # the next one asks about the same
     return told
 
 
