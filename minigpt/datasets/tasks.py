@@ -191,11 +191,13 @@ def story(rng, stops=3, questions=3):
     """Three people move, take and drop things; after every one to three sentences, questions."""
     world, told = World(rng), []
     for _ in range(stops):
-        sentences = "".join(f"{world.event()} " for _ in range(rng.integers(1, 4)))
-        for _ in range(questions):
-            question, answer, kind = world.ask()
-            told.append((f"{sentences}{question}", answer, kind))
-            sentences = ""  # the next one asks about the same
+        sentences, different = [world.event() for _ in range(rng.integers(1, 4))], {}
+        while len(different) < questions:
+            question, *rest = world.ask()
+            different[question] = rest
+        for question, rest in different.items():
+            told.append((" ".join([*sentences, question]), *rest))
+            sentences = []  # the next one asks about the same
     return told
 
 
