@@ -10,6 +10,7 @@ scale              loss against size, for equal tokens and equal seconds; overfi
 lstm, cnn          a training step of a plain LSTM and of a CNN, beside PyTorch's
 families           each family for 3 minutes on a text
 applications       every application by every mechanism: their default commands
+tasks              questions and translation by every mechanism: half an hour
 folds              tables, repeated 5-fold, beside scikit-learn's models
 readme             measures nothing: puts the tables of results.json into README.md
 

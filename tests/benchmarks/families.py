@@ -62,6 +62,20 @@ def applications(data, seconds):
     return {"rows": rows}
 
 
+def tasks(data, seconds):
+    """Each task by each mechanism: how many held-out answers the default command gives exactly."""
+    rows = {}
+    for name in ("qa", "translation"):
+        for mechanism, model in MECHANISMS.items():
+            said, took = run("--data", name, "--model", model)
+            report = said.partition("exact match ")[2].partition("next:")[0].splitlines()[1:]
+            kinds = re.findall(r"^ +(.*?) +([\d.]+)% +(\d+)$", "\n".join(report), re.M)
+            found = {kind: [float(percent), int(n)] for kind, percent, n in kinds}
+            rows.setdefault(name, {})[mechanism] = {"kinds": found, "seconds": took}
+            print(name, mechanism, rows[name][mechanism], flush=True)
+    return {"rows": rows}
+
+
 def folds(data, seconds):
     """Repeated 5-fold: minigpt's attention (the mean of a few seeds) and scikit-learn's models on
     the same columns and folds; accuracy, AUC, and AUC minus logistic regression's by fold."""

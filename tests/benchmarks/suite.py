@@ -157,5 +157,6 @@ LEARNING = {
     "scale": 40,
     "families": 180,
     "applications": 0,  # their default commands
+    "tasks": 0,  # likewise
     "folds": 5,  # repeats
 }  # functions of learning.py and families.py: usual seconds of each run

@@ -173,6 +173,22 @@ def scored(cell):
     return f"{cell['accuracy']:.1f} %{auc}, {cell['seconds']:.0f} s"
 
 
+def tasks(result):
+    for name, row in result["rows"].items():
+        kinds = {kind: n for kind, (_, n) in row["attention"]["kinds"].items()}
+        lines = []
+        for kind, n in kinds.items():
+            percents = (f"{cell['kinds'][kind][0]:.1f}" for cell in row.values())
+            lines.append([f"{kind}, of {n:,}", *percents])
+        easy = [kind for kind in kinds if "3 facts" not in kind]
+        count, whole = sum(map(kinds.get, easy)), {"qa": "one and two facts"}.get(name, "both")
+        rights = (sum(cell["kinds"][k][0] * kinds[k] for k in easy) for cell in row.values())
+        lines.append([f"{whole}, of {count:,}", *(f"{right / count:.1f}" for right in rights)])
+        lines += [["s in all", *(f"{cell['seconds']:.0f}" for cell in row.values())]]
+        yield table([f"`{name}`, exact answers, %", *row], *lines)
+        yield ""
+
+
 def folds(result):
     lines = []
     for name, models in result["rows"].items():
@@ -192,6 +208,7 @@ KINDS = {
     "families": families,
     "applications": applications,
     "folds": folds,
+    "tasks": tasks,
     "budgets": budgets,
     "ablation": ablation,
     "scale": scale,
