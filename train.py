@@ -401,7 +401,11 @@ def fit(trainer, saved):
     elif first:
         size = f"{c.steps} steps" if c.steps else f"{c.minutes:g} minutes, in steps"
         rows = trainer.stream.unit == "rows"
-        batch = f"{c.batch_size} rows" if rows else f"{c.batch_size} x {c.block_size} tokens"
+        batch = (
+            f"{c.batch_size} rows"
+            if rows
+            else f"{c.batch_size} x {trainer.stream.block_size} tokens"
+        )
         say("4 train", f"{size} of {batch}{crew}")
         trainer.on_evaluate(trainer, math.inf, math.inf)
     trainer.run()

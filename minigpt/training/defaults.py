@@ -6,9 +6,9 @@ ROWS |= {"optimizer": "adamw", "learning_rate": 4e-3, "steps": 1500, "warmup": 5
 ROWS |= {"dropout": 0.1}
 DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ there
     **{("text", name): STATEFUL for name in ("lstm", "gru", "rnn")},
-    ("task", ""): {"batch_size": 32, "eval_every": 200, "minutes": 5.0, "patience": 99},
+    ("task", ""): {"n_embd": 64, "batch_size": 32, "eval_every": 250, "patience": 99},
     **{("task", name): {"n_layer": 2} for name in ("lstm", "gru", "rnn")},
-    ("qa", ""): {"tokenizer": "bpe"},
+    ("qa", ""): {"tokenizer": "bpe", "minutes": 5.0},
     ("image", ""): ROWS,
     ("image", "conv"): {"n_embd": 128, "learning_rate": 1e-3, "dropout": 0.5},
     ("image", "lstm"): {"learning_rate": 2e-3, "dropout": 0.2},
