@@ -174,7 +174,7 @@ def load(path, library):
         best = path / "best.safetensors"  # there is none before the first validation
         path = best if best.exists() else path / "last.safetensors"
     arrays, about = checkpoint.load(path)
-    if (name := about["config"]["model"]) not in MODELS:
+    if (name := about["config"]["model"]).partition("-")[0] not in (*MODELS, "gpt3"):
         raise ValueError(f"{path}: expected a model of {', '.join(MODELS)}, got {name}; update")
     shape, rng = GPTConfig(**about["model"]), np.random.default_rng(0)
     if e := about.get("examples"):

@@ -4,6 +4,7 @@ python train.py                a GPT learns to write from the documentation of t
 python train.py --data FILE    ... from a text of your own
 python train.py --data digits --model conv    a CNN learns to read digits; see README for more
 python train.py --resume       continue a run that was stopped, as if it never had been
+python train.py --model gpt3-175b --dry-run    what GPT-3 would cost
 """
 
 import argparse
@@ -25,7 +26,7 @@ from minigpt.engine import device
 from minigpt.engine.autograd import plain
 from minigpt.generate import stream
 from minigpt.nn.families import language_model
-from minigpt.nn.gpt import GPTConfig
+from minigpt.nn.gpt import WINDOW, GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.training import checkpoint, parallel
 from minigpt.training.config import Config, Parser, add_options
@@ -34,6 +35,9 @@ from minigpt.training.trainer import NEVER, Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
 FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # on resume
+PAPERS = ("gpt2", "gpt3")  # how the names of their models begin
+BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+TIMES = {"s": 1, "hours": 3600, "days": 86400, "years": 365 * 86400}
 
 
 def main(words=None):
@@ -50,14 +54,24 @@ def main(words=None):
     whether.add_argument(
         "--overwrite", action="store_true", help="replace the run in --out; other files stay"
     )
+    whether.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what a model of text and its training would cost; nothing is read or built",
+    )
     add_options(parser)
     given = vars(parser.parse_args(words))
+    resume, overwrite, dry = (given.pop(flag) for flag in ("resume", "overwrite", "dry_run"))
     try:
-        kind, config, out, saved = configure(given.pop("resume"), given.pop("overwrite"), given)
+        if dry:
+            return estimate(given)
+        kind, config, out, saved = configure(resume, overwrite, given)
         library, found = device.select(config.device)
         most = 4 * parallel.physical_cores() if library is np else 1
         if (asked := given.get("workers", 1)) > most:
             raise ValueError(f"--workers: expected at most {most} here, got {asked}; leave it out")
+        if library is np and kind in ("text", "task"):
+            refuse_too_large(config)
         task = {"text": Writing, "task": Answering}.get(kind, Sorting)(config)  # 1 preprocess
         if saved and saved[1]["data"] != task.crc:
             raise ValueError("--data: not what this run has read; restore it, or start anew")
@@ -136,9 +150,10 @@ def configure(resume, overwrite, given):
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
     kind = "text" if run["data"] == text.NAMES else tables().kind(run["data"], given.get("target"))
-    if kind != "text" and run["model"] == "gpt2":
-        raise ValueError("--model: expected gpt, lstm, gru, rnn or conv for examples, got gpt2")
-    config = Config.fitted(kind, given)
+    if kind != "text" and run["model"].startswith(PAPERS):
+        expected = "gpt, lstm, gru, rnn or conv for examples"
+        raise ValueError(f"--model: expected {expected}, got {run['model']}")
+    config = Config.fitted(kind, sized(given))
     gpt_config(config, 1)  # refuses a shape that cannot be, before anything is read
     return kind, config, out, saved
 
@@ -148,7 +163,104 @@ def gpt_config(config, vocab_size):
     names = ("block_size", "n_layer", "n_embd", "dropout")
     heads = config.n_head if config.model.startswith("gpt") else 1  # recurrence has none to fit
     shape = {name: getattr(config, name) for name in names}
-    return GPTConfig(vocab_size, n_head=heads, **shape)
+    window = WINDOW if config.model.startswith("gpt3") else None
+    return GPTConfig(vocab_size, n_head=heads, window=window, **shape)
+
+
+def sized(given):
+    """The options that were given, over the shape of the paper's model that --model may name."""
+    if not given.get("model", "gpt").startswith(PAPERS):
+        return given
+    from minigpt.nn.presets import PRESETS
+
+    names = ("n_layer", "n_head", "n_embd", "block_size")
+    return {name: getattr(PRESETS[given["model"]], name) for name in names} | given
+
+
+def refuse_too_large(config):
+    """Raise ValueError if weights, gradients and moments alone exceed the machine's memory."""
+    if config.n_embd * (config.n_layer * config.n_embd + config.block_size) < 1e7:
+        return  # some 2 GB at most
+    from minigpt.training import costs
+
+    need = sum(memory(config, gpt_config(config, 1)).values())  # no text has been read yet
+    if need > (room := costs.room()):
+        fits = f"weights, gradients and moments within {scaled(room, BYTES)} of memory"
+        remedy = "choose a smaller --model or shape; --dry-run says what it would cost"
+        raise ValueError(f"model: expected {fits}, got {scaled(need, BYTES)}; {remedy}")
+
+
+def memory(config, shape):
+    """{what: bytes} of training a model, activations aside"""
+    from minigpt.nn import presets
+    from minigpt.training import costs
+
+    parts, hidden, _ = presets.counted(config.model, shape)
+    return costs.memory(sum(parts.values()), hidden, config.optimizer)
+
+
+def estimate(given):
+    """Say what the model of these options and its training would cost."""
+    from minigpt.nn import presets
+    from minigpt.training import costs
+
+    kinds = {name: tables().NAMES.get(name, "text") for name in given.get("data", ())}
+    if other := [name for name, kind in kinds.items() if kind != "text"]:
+        raise ValueError(f"--dry-run: expected text, got {other[0]}; leave --data out")
+    config = Config.fitted("text", sized(given))
+    c = gpt_config(config, presets.VOCABULARY)
+    parts, hidden, attention = presets.counted(config.model, c)
+    per_token = 6 * (hidden + parts["embeddings"]) + attention
+    say(config.model, form_of(config) + (f", {c.window} in every second block" * bool(c.window)))
+    say("", f"vocabulary {c.vocab_size:,}: GPT-2's, as no text is read")
+    count = sum(parts.values())
+    say("parameters", f"{count:,}")
+    for name, n in parts.items():
+        say("", f"  {name:<20} {n:>18,} {n / count:>7.1%}")
+    share = f", {attention / per_token:.1%} of it attention over the context" * bool(attention)
+    say("operations", f"{per_token:.3g} FLOPs to train on a token{share}")
+    kept = memory(config, c)
+    say("memory", f"{scaled(sum(kept.values()), BYTES)} to train in float32, activations aside")
+    for name, n in kept.items():
+        say("", f"  {name:<20} {scaled(n, BYTES):>18}")
+    if attention:
+        cache = scaled(8 * c.n_layer * c.n_embd * c.block_size, BYTES)
+        say("", f"{cache} of keys and values when sampling, at the end of a context")
+    price(per_token * costs.TOKENS, c == presets.PRESETS["gpt3-175b"])
+
+
+def price(flops, published):
+    """Say what a training of so many FLOPs costs; published: beside the figure of GPT-3's paper."""
+    from minigpt.training import costs
+
+    say("training", f"on {costs.TOKENS / 1e9:.0f} billion tokens, as GPT-3: {flops:.3g} FLOPs")
+    if published:
+        less = f"{costs.FLOPS:.3g}, without attention over the context"
+        say("", f"({flops / costs.FLOPS - 1:+.1%} beside the paper's {less})")
+    for machines in (costs.V100, costs.A100):
+        seconds, energy, carbon = costs.training(flops, machines)
+        name = f"{machines.count:,} {machines.name} at {machines.rate / 1e12:.1f} TFLOP/s"
+        use = f"{figure(energy):>9} MWh {figure(carbon):>9} t CO2e"
+        say("", f"  {name:<28} {scaled(seconds, TIMES):>15} {use}")
+    cores = parallel.physical_cores()
+    name = f"{cores} cores here at {costs.CORE / 1e12:.2f} TFLOP/s"
+    say("", f"  {name:<28} {scaled(flops / (cores * costs.CORE), TIMES):>15}")
+    say("", f"V100: {costs.V100.watts} W, as GPT-3 was trained (Patterson et al. 2021, table 4)")
+    say("", f"A100: {costs.A100.watts} W, 40 % of their peak assumed; so is the speed of a core")
+    say(
+        "", f"both: PUE {costs.PUE:.2f}, {costs.CARBON} kg CO2e per kWh, as where GPT-3 was trained"
+    )
+
+
+def scaled(x, units):
+    """scaled(7200, TIMES) -> 2 hours"""
+    name = [name for name in units if units[name] <= max(x, 1)][-1]
+    return f"{figure(x / units[name])} {name}"
+
+
+def figure(x):
+    """Three digits, or all before the point"""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 class Writing:
@@ -326,9 +438,7 @@ def build(config, task, library, found):
     """-> the model on its device, and the Generator that it draws from"""
     rng = np.random.default_rng(config.seed)
     model = task.build(config, rng).to(library)
-    heads = f"{config.n_head} heads, " if config.model.startswith("gpt") else ""
-    form = f"{config.n_layer} layers, {heads}{config.n_embd} wide, context {config.block_size}"
-    form = form if isinstance(task, Writing) else f"{config.n_embd} wide"
+    form = form_of(config) if isinstance(task, Writing) else f"{config.n_embd} wide"
     count = model.parameter_count()
     size = f"{count / 1e6:.2f} M parameters" if count >= 1e5 else f"{count:,} parameters"
     unit = "token" if isinstance(task, Writing) else "example"
@@ -336,6 +446,12 @@ def build(config, task, library, found):
     say("2 build", f"{config.model}: {form}: {size}, {flops}")
     say("", found)
     return model, rng
+
+
+def form_of(config):
+    """The shape of a model of text, in words"""
+    heads = f"{config.n_head} heads, " if config.model.startswith("gpt") else ""
+    return f"{config.n_layer} layers, {heads}{config.n_embd} wide, context {config.block_size}"
 
 
 def initialise(config, model, task):

@@ -16,7 +16,8 @@ nn/attention.py          the attention mixer and its state, keys and values
 nn/recurrence.py         the recurrence mixer: RNN, LSTM, GRU
 nn/convolution.py        convolution as a layer, and as a causal mixer
 nn/language.py           Block, LanguageModel, its state
-nn/gpt.py                GPT and GPT-2: their form, config, Hugging Face's names
+nn/gpt.py                GPT, GPT-2 and GPT-3: their form and config
+nn/presets.py            the papers' sizes, counted; Hugging Face's names
 nn/families.py           every model by its name: one block, three mechanisms
 nn/classifier.py         classifiers: a CNN, or rows, patches, columns through the same blocks
 datasets/bpe.py          byte-level BPE: frequent strings as tokens, GPT-2's files
@@ -28,6 +29,7 @@ datasets/tables.py       examples for classifiers: images, sounds, CSV files
 training/parallel.py     several processes that share each batch
 training/optim.py        Muon, AdamW, SGD, clipping, schedules
 training/defaults.py     the options' defaults for each kind of data and model
+training/costs.py        memory, time, energy and CO2 of a training
 training/config.py       one dataclass <-> command line <-> JSON
 training/checkpoint.py   one safetensors file, written atomically
 training/scores.py       accuracy, AUC, sensitivity and specificity

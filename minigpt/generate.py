@@ -64,7 +64,7 @@ def _read(model, ids, mask, state, xp):
     """Read ids into the state -> logits (B, V); the mode here does not reach generate's caller."""
     mask = None if mask is None else xp.asarray(mask[:, -ids.shape[1] :])
     with arrays():
-        logits, _ = model(xp.asarray(ids), mask=mask, state=state)
+        logits, _ = model(xp.asarray(ids), mask, state)
         return to_numpy(logits[:, -1])
 
 

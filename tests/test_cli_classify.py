@@ -332,6 +332,7 @@ def test_bad_examples_are_told_in_one_line(place, capsys, suffix, write, words, 
         ),
         ("--data missing.csv --target class", "missing.csv: expected a file or folder"),
         ("--data table.csv --target class --n-head 3", "multiple of n_head = 3"),
+        ("--data digits --n-embd 4000000", "Unable to allocate"),
     ],
 )
 def test_words_that_do_not_fit_examples_are_told_in_one_line(place, capsys, words, expected):

@@ -14,8 +14,9 @@ from minigpt.engine.device import module_of, to_numpy
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
 from minigpt.nn import families
-from minigpt.nn.gpt import GPT2, GPTConfig, hugging_face_name
+from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.module import Flat
+from minigpt.nn.presets import hugging_face_name
 from minigpt.nn.recurrence import CELLS, Recurrence
 from minigpt.training.optim import AdamW, Muon, clip
 

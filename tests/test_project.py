@@ -76,7 +76,7 @@ def test_importing_minigpt_loads_numpy_and_nothing_else():
 
 def test_the_package_stays_within_its_lines_and_the_readme_counts_them():
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in PACKAGE.rglob("*.py"))
-    assert lines <= 4025
+    assert lines <= 4375
     assert f"minigpt/ has {lines:,} lines" in README
 
 
@@ -141,7 +141,7 @@ def test_every_option_that_the_readme_names_exists():
     parser = Parser("train.py")
     add_options(parser)
     known = {*parser._option_string_actions, *options()._option_string_actions}
-    known |= {"--resume", "--overwrite"}
+    known |= {"--resume", "--overwrite", "--dry-run"}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert used - known <= {"--rounds", "--json"}  # of the benchmark
 

@@ -51,9 +51,8 @@ class Attention(Mixer):
         q, k, v = (z.transpose((0, 2, 1, 3)) for z in (q, k, v))
         if state is not None:
             k, v, state = self.remember(k, v, state)
-        y = attention(q, k, v, mask, self.window, self.causal)
-        y = y.transpose((0, 2, 1, 3)).reshape((B, T, C))
-        return self.dropout(self.out(y)), state
+        y = attention(q, k, v, mask, self.window, self.causal).transpose((0, 2, 1, 3))
+        return self.dropout(self.out(y.reshape((B, T, C)))), state
 
     def remember(self, k, v, state):
         """Write k and v behind the n positions of the state -> all n + T of each, new state."""
@@ -72,5 +71,5 @@ class Attention(Mixer):
         return keys, values, 0
 
     def flops(self, T):
-        """Causal, half of 12 C T"""
-        return 6 * len(self.out.weight.data) * T
+        """12 C per key that a query sees: of T, half (causal), or the last `window`"""
+        return 6 * len(self.out.weight.data) * (w := min(self.window or T, T)) * (2 * T - w) // T

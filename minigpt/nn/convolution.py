@@ -9,6 +9,8 @@ from minigpt.engine.recurrence import sigmoid
 from minigpt.nn.layers import Linear, last_inputs, without_padding
 from minigpt.nn.module import Mixer, Module, constant, normal
 
+SIZE = 4  # of a causal convolution's kernel; dilations 1, 4, 16, ...: each input is reached once
+
 
 class Conv(Module):
     """conv2d of x (B, Y, X, C), or conv1d of x (B, T, C): size (K, K) or (K,); options as there."""

@@ -3,7 +3,6 @@
 from minigpt.nn.gpt import GPT, GPT2
 from minigpt.nn.language import LanguageModel, stack
 
-SIZE = 4  # of a causal convolution's kernel; dilations 1, 4, 16, ...: each input is reached once
 MODELS = ("gpt", "gpt2", "lstm", "gru", "rnn", "conv")
 
 
@@ -13,10 +12,10 @@ def language_model(name, config, rng):
     Convolutions reach SIZE times as far from block to block (van den Oord et al. 2016; Kalchbrenner
     et al. 2016, arXiv 1610.10099). Only the mechanism that is asked for is imported.
     """
-    if name in ("gpt", "gpt2"):
-        return {"gpt": GPT, "gpt2": GPT2}[name](config, rng)
+    if name.startswith("gpt"):  # gpt2-xl, gpt3-175b and the like: one form in many sizes
+        return (GPT if name == "gpt" else GPT2)(config, rng)
     if name == "conv":
-        from minigpt.nn.convolution import CausalConv
+        from minigpt.nn.convolution import SIZE, CausalConv
 
         def mixer(i):
             return CausalConv(config.n_embd, SIZE, SIZE**i, rng, config.out_std)

@@ -1,4 +1,4 @@
-"""GPT, the recipe, and GPT-2, the form it comes from: config, counts, Hugging Face's names.
+"""GPT, the recipe, GPT-2, the form it comes from, and GPT-3, which looks near in every other block.
 
 GPT-2 (Radford et al. 2019, section 2.3): pre-LayerNorm, learned positions, tanh-GELU, tied head,
 residual projections that start smaller by 1 / sqrt(2 n_layer). Attention weights are not dropped.
@@ -6,22 +6,22 @@ residual projections that start smaller by 1 / sqrt(2 n_layer). Attention weight
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from minigpt.engine.functional import gelu, relu2, rotary, token_shift
 from minigpt.nn.attention import Attention
 from minigpt.nn.language import LanguageModel, stack
 from minigpt.nn.layers import Embedding
 
-# Words of our parameter names -> of transformers' GPT2LMHeadModel; weights are (in, out) in both.
-HUGGING_FACE = {
-    "embedding": "wte", "position": "wpe", "blocks": "h", "norm": "ln_f", "norm1": "ln_1",
-    "mixer": "attn", "qkv": "c_attn", "out": "c_proj", "norm2": "ln_2", "up": "c_fc",
-    "down": "c_proj",
-}  # fmt: skip
+WINDOW = 256  # what GPT-3's banded blocks see; the paper gives no number, this one is ours
 
 
 @dataclass
 class GPTConfig:
-    """The shape of a model, with nanoGPT's names; n_inner None means 4 n_embd."""
+    """The shape of a model, with nanoGPT's names; n_inner None means 4 n_embd.
+
+    window: every second block sees the last so many places only, padding included; None: all do.
+    """
 
     vocab_size: int
     block_size: int = 256
@@ -31,6 +31,7 @@ class GPTConfig:
     n_inner: int | None = None
     dropout: float = 0.0
     layer_norm_epsilon: float = 1e-5
+    window: int | None = None
 
     @property
     def out_std(self):
@@ -38,9 +39,9 @@ class GPTConfig:
         return 0.02 / (2 * self.n_layer) ** 0.5
 
     def __post_init__(self):
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "window"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}")
         if self.n_embd % self.n_head:
             expected = f"a multiple of n_head = {self.n_head}, got {self.n_embd}"
             near = -(-self.n_embd // self.n_head) * self.n_head
@@ -54,11 +55,10 @@ class GPT(LanguageModel):
     Weights are drawn from the Generator rng. The ablation in README says what each part brings.
     """
 
-    def __init__(self, config, rng, turn=rotary, activation=relu2, shift=token_shift):
-        c = config
-
+    def __init__(self, c, rng, turn=rotary, activation=relu2, shift=token_shift):
         def mixer(i):
-            return Attention(c.n_embd, c.n_head, rng, p=c.dropout, out_std=c.out_std, turn=turn)
+            window = c.window if i % 2 else None
+            return Attention(c.n_embd, c.n_head, rng, window, c.dropout, c.out_std, turn)
 
         blocks = stack(c, rng, mixer, activation, shift)
         position = None if turn else Embedding(c.block_size, c.n_embd, rng)
@@ -72,6 +72,30 @@ class GPT2(GPT):
         super().__init__(config, rng, turn=None, activation=gelu, shift=None)
 
 
-def hugging_face_name(name):
-    """transformers' name: blocks.0.mixer.out.bias -> transformer.h.0.attn.c_proj.bias"""
-    return ".".join(["transformer", *(HUGGING_FACE.get(word, word) for word in name.split("."))])
+class GPT3(GPT2):
+    """GPT-3 with the names of the survey: blocks are dense and banded in turn, the first is dense.
+
+    What is None is derived: all heads are num_heads, num_intermediate_size is 4 model_dim.
+    Raises ValueError if the three numbers of heads differ. Source: Brown et al. 2020, section 2.1.
+    """
+
+    def __init__(
+        self, vocab_size, model_dim, num_layers, num_heads,
+        num_attention_heads=None, num_intermediate_size=None, num_heads_per_decoder_layer=None,
+        *, context=2048, window=WINDOW, rng=None,
+    ):  # fmt: skip
+        self.vocab_size, self.model_dim, self.num_layers = vocab_size, model_dim, num_layers
+        self.num_intermediate_size = inner = num_intermediate_size or 4 * model_dim
+        heads = num_heads, num_attention_heads, num_heads_per_decoder_layer
+        heads = [num_heads if n is None else n for n in heads]
+        if len(set(heads)) > 1:
+            names = "num_heads, num_attention_heads and num_heads_per_decoder_layer"
+            got = f"{', '.join(map(str, heads))}; leave the last two out"
+            raise ValueError(f"GPT3: expected {names} to agree, got {got}")
+        self.num_heads, self.num_attention_heads, self.num_heads_per_decoder_layer = heads
+        shape = context, num_layers, num_heads, model_dim, inner
+        config = GPTConfig(vocab_size, *shape, window=window)
+        super().__init__(config, np.random.default_rng(1337) if rng is None else rng)
+
+    def forward(self, input_ids, attention_mask=None, state=None):
+        return super().forward(input_ids, attention_mask, state)

@@ -19,8 +19,7 @@ class Block(Module):
     """
 
     def __init__(self, norm1, mixer, norm2, mlp, shift=None):
-        self.norm1, self.mixer, self.norm2, self.mlp = norm1, mixer, norm2, mlp
-        self.shift = shift
+        self.norm1, self.mixer, self.norm2, self.mlp, self.shift = norm1, mixer, norm2, mlp, shift
 
     def forward(self, x, mask=None, state=None):
         mixed, past = state or (None, None)

@@ -30,12 +30,15 @@ class Config:
         "folder of .npy or .wav",
         nargs="+",
     )
-    model: str = option(
-        "gpt",
-        "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; gpt2: GPT-2's own form; "
-        "each, on each kind of data, has its own defaults for what is below",
-        choices=["gpt", "gpt2", "lstm", "gru", "rnn", "conv"],
-    )
+    model: str = option("gpt", "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; or "
+        "the papers' gpt2 (-medium, -large, -xl), gpt3-small (-125m, -350m, -760m, -1.3b, -2.7b, "
+        "-6.7b, -13b, -175b); each, on each kind of data, has its own defaults for what is below",
+        choices=[
+            "gpt", "lstm", "gru", "rnn", "conv", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
+            "gpt3-small", "gpt3-125m", "gpt3-350m", "gpt3-760m", "gpt3-1.3b", "gpt3-2.7b",
+            "gpt3-6.7b", "gpt3-13b", "gpt3-175b",
+        ], metavar="NAME",
+    )  # fmt: skip
     tokenizer: str = option(
         "char", "bpe: frequent strings, for large alphabets", choices=["char", "bpe"]
     )
@@ -59,9 +62,7 @@ class Config:
     schedule: str = option(
         "stable", "stable: flat, then down to 0; cosine: to a tenth", choices=[*SCHEDULES]
     )
-    weight_decay: float = option(
-        0.1, "shrinks the weight matrices; raise it for small texts", (">=", 0)
-    )
+    weight_decay: float = option(0.1, "shrinks the matrices; raise it for small texts", (">=", 0))
     clip: float = option(1.0, "maximum norm of the gradient; lower it if the loss jumps", (">", 0))
     accumulate: int = option(1, "compute a batch in N parts: less memory, same update", (">=", 1))
     workers: int = option(
@@ -125,6 +126,10 @@ class Parser(argparse.ArgumentParser):
             near = difflib.get_close_matches(word, self._option_string_actions, 1)
             hint = f"did you mean {near[0]}?" if near else "--help lists them"
             message = f"unknown option {word}; {hint}"
+        elif "invalid choice: '" in message:
+            _, word, listed = message.split("'", 2)
+            near = difflib.get_close_matches(word, listed.translate(dict.fromkeys(b"',()")).split())
+            message += f"; did you mean {near[0]}?" if near else ""
         self.exit(2, f"{self.prog}: {message}\n")
 
 

@@ -12,8 +12,9 @@ from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
 from minigpt.nn.families import language_model
-from minigpt.nn.gpt import GPTConfig, hugging_face_name
+from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.module import Flat
+from minigpt.nn.presets import hugging_face_name
 from minigpt.training import parallel
 from minigpt.training.optim import AdamW, clip
 from tests.benchmarks import competitor
