@@ -177,92 +177,6 @@ def sized(given):
     return {name: getattr(PRESETS[given["model"]], name) for name in names} | given
 
 
-def refuse_too_large(config):
-    """Raise ValueError if weights, gradients and moments alone exceed the machine's memory."""
-    if config.n_embd * (config.n_layer * config.n_embd + config.block_size) < 1e7:
-        return  # some 2 GB at most
-    from minigpt.training import costs
-
-    need = sum(memory(config, gpt_config(config, 1)).values())  # no text has been read yet
-    if need > (room := costs.room()):
-        fits = f"weights, gradients and moments within {scaled(room, BYTES)} of memory"
-        remedy = "choose a smaller --model or shape; --dry-run says what it would cost"
-        raise ValueError(f"model: expected {fits}, got {scaled(need, BYTES)}; {remedy}")
-
-
-def memory(config, shape):
-    """{what: bytes} of training a model, activations aside"""
-    from minigpt.nn import presets
-    from minigpt.training import costs
-
-    parts, hidden, _ = presets.counted(config.model, shape)
-    return costs.memory(sum(parts.values()), hidden, config.optimizer)
-
-
-def estimate(given):
-    """Say what the model of these options and its training would cost."""
-    from minigpt.nn import presets
-    from minigpt.training import costs
-
-    kinds = {name: tables().NAMES.get(name, "text") for name in given.get("data", ())}
-    if other := [name for name, kind in kinds.items() if kind != "text"]:
-        raise ValueError(f"--dry-run: expected text, got {other[0]}; leave --data out")
-    config = Config.fitted("text", sized(given))
-    c = gpt_config(config, presets.VOCABULARY)
-    parts, hidden, attention = presets.counted(config.model, c)
-    per_token = 6 * (hidden + parts["embeddings"]) + attention
-    say(config.model, form_of(config) + (f", {c.window} in every second block" * bool(c.window)))
-    say("", f"vocabulary {c.vocab_size:,}: GPT-2's, as no text is read")
-    count = sum(parts.values())
-    say("parameters", f"{count:,}")
-    for name, n in parts.items():
-        say("", f"  {name:<20} {n:>18,} {n / count:>7.1%}")
-    share = f", {attention / per_token:.1%} of it attention over the context" * bool(attention)
-    say("operations", f"{per_token:.3g} FLOPs to train on a token{share}")
-    kept = memory(config, c)
-    say("memory", f"{scaled(sum(kept.values()), BYTES)} to train in float32, activations aside")
-    for name, n in kept.items():
-        say("", f"  {name:<20} {scaled(n, BYTES):>18}")
-    if attention:
-        cache = scaled(8 * c.n_layer * c.n_embd * c.block_size, BYTES)
-        say("", f"{cache} of keys and values when sampling, at the end of a context")
-    price(per_token * costs.TOKENS, c == presets.PRESETS["gpt3-175b"])
-
-
-def price(flops, published):
-    """Say what a training of so many FLOPs costs; published: beside the figure of GPT-3's paper."""
-    from minigpt.training import costs
-
-    say("training", f"on {costs.TOKENS / 1e9:.0f} billion tokens, as GPT-3: {flops:.3g} FLOPs")
-    if published:
-        less = f"{costs.FLOPS:.3g}, without attention over the context"
-        say("", f"({flops / costs.FLOPS - 1:+.1%} beside the paper's {less})")
-    for machines in (costs.V100, costs.A100):
-        seconds, energy, carbon = costs.training(flops, machines)
-        name = f"{machines.count:,} {machines.name} at {machines.rate / 1e12:.1f} TFLOP/s"
-        use = f"{figure(energy):>9} MWh {figure(carbon):>9} t CO2e"
-        say("", f"  {name:<28} {scaled(seconds, TIMES):>15} {use}")
-    cores = parallel.physical_cores()
-    name = f"{cores} cores here at {costs.CORE / 1e12:.2f} TFLOP/s"
-    say("", f"  {name:<28} {scaled(flops / (cores * costs.CORE), TIMES):>15}")
-    say("", f"V100: {costs.V100.watts} W, as GPT-3 was trained (Patterson et al. 2021, table 4)")
-    say("", f"A100: {costs.A100.watts} W, 40 % of their peak assumed; so is the speed of a core")
-    say(
-        "", f"both: PUE {costs.PUE:.2f}, {costs.CARBON} kg CO2e per kWh, as where GPT-3 was trained"
-    )
-
-
-def scaled(x, units):
-    """scaled(7200, TIMES) -> 2 hours"""
-    name = [name for name in units if units[name] <= max(x, 1)][-1]
-    return f"{figure(x / units[name])} {name}"
-
-
-def figure(x):
-    """Three digits, or all before the point"""
-    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
-
-
 class Writing:
     """Text: the next character is predicted."""
 
@@ -271,13 +185,10 @@ class Writing:
         say("1 preprocess", f"{' '.join(config.data)}: reading ...")
         characters = text.load(config.data, CACHE)
         self.crc = zlib.crc32(characters.encode())
-        self.tokenizer = trained_tokenizer(
-            config, characters, characters[: len(characters) * 9 // 10]
-        )
-        self.about = {"tokenizer": self.tokenizer.config()}
-        V, encode = self.tokenizer.vocab_size, self.tokenizer.encode
-        self.train, self.validation = text.split(characters, encode, config.block_size)
-        rest = characters[len(characters) * 9 // 10 :]
+        training, rest = text.split(characters, config.block_size)
+        self.tokenizer = trained_tokenizer(config, characters, training)
+        self.about, V = {"tokenizer": self.tokenizer.config()}, self.tokenizer.vocab_size
+        self.train, self.validation = map(self.tokenizer.encode, (training, rest))
         self.scale = len(self.validation) / len(rest)  # tokens per character: all losses are
         self.classes, self.uniform = V, self.scale * math.log(V)  # per character
         sizes = f"train {len(self.train):,} / validation {len(self.validation):,}"
@@ -516,12 +427,8 @@ def fit(trainer, saved):
         say("4 train", f"continues after step {trainer.step}{size}{crew}")
     elif first:
         size = f"{c.steps} steps" if c.steps else f"{c.minutes:g} minutes, in steps"
-        rows = trainer.stream.unit == "rows"
-        batch = (
-            f"{c.batch_size} rows"
-            if rows
-            else f"{c.batch_size} x {trainer.stream.block_size} tokens"
-        )
+        T = trainer.stream.block_size
+        batch = f"{c.batch_size} rows" if T == 1 else f"{c.batch_size} x {T} tokens"
         say("4 train", f"{size} of {batch}{crew}")
         trainer.on_evaluate(trainer, math.inf, math.inf)
     trainer.run()
@@ -555,6 +462,92 @@ def validate(trainer, windows, task):
     loss = mean_loss(trainer.model, *windows, 2 * trainer.config.batch_size, trainer.ranks)
     if trainer.ranks.rank == 0:
         task.validate(loss)
+
+
+def refuse_too_large(config):
+    """Raise ValueError if weights, gradients and moments alone exceed the machine's memory."""
+    if config.n_embd * (config.n_layer * config.n_embd + config.block_size) < 1e7:
+        return  # some 2 GB at most
+    from minigpt.training import costs
+
+    need = sum(memory(config, gpt_config(config, 1)).values())  # no text has been read yet
+    if need > (room := costs.room()):
+        fits = f"weights, gradients and moments within {scaled(room, BYTES)} of memory"
+        remedy = "choose a smaller --model or shape; --dry-run says what it would cost"
+        raise ValueError(f"model: expected {fits}, got {scaled(need, BYTES)}; {remedy}")
+
+
+def memory(config, shape):
+    """{what: bytes} of training a model, activations aside"""
+    from minigpt.nn import presets
+    from minigpt.training import costs
+
+    parts, hidden, _ = presets.counted(config.model, shape)
+    return costs.memory(sum(parts.values()), hidden, config.optimizer)
+
+
+def estimate(given):
+    """Say what the model of these options and its training would cost."""
+    from minigpt.nn import presets
+    from minigpt.training import costs
+
+    kinds = {name: tables().NAMES.get(name, "text") for name in given.get("data", ())}
+    if other := [name for name, kind in kinds.items() if kind != "text"]:
+        raise ValueError(f"--dry-run: expected text, got {other[0]}; leave --data out")
+    config = Config.fitted("text", sized(given))
+    c = gpt_config(config, presets.VOCABULARY)
+    parts, hidden, attention = presets.counted(config.model, c)
+    per_token = 6 * (hidden + parts["embeddings"]) + attention
+    say(config.model, form_of(config) + (f", {c.window} in every second block" * bool(c.window)))
+    say("", f"vocabulary {c.vocab_size:,}: GPT-2's, as no text is read")
+    count = sum(parts.values())
+    say("parameters", f"{count:,}")
+    for name, n in parts.items():
+        say("", f"  {name:<20} {n:>18,} {n / count:>7.1%}")
+    share = f", {attention / per_token:.1%} of it attention over the context" * bool(attention)
+    say("operations", f"{per_token:.3g} FLOPs to train on a token{share}")
+    kept = memory(config, c)
+    say("memory", f"{scaled(sum(kept.values()), BYTES)} to train in float32, activations aside")
+    for name, n in kept.items():
+        say("", f"  {name:<20} {scaled(n, BYTES):>18}")
+    if attention:
+        cache = scaled(8 * c.n_layer * c.n_embd * c.block_size, BYTES)
+        say("", f"{cache} of keys and values when sampling, at the end of a context")
+    price(per_token * costs.TOKENS, c == presets.PRESETS["gpt3-175b"])
+
+
+def price(flops, published):
+    """Say what a training of so many FLOPs costs; published: beside the figure of GPT-3's paper."""
+    from minigpt.training import costs
+
+    say("training", f"on {costs.TOKENS / 1e9:.0f} billion tokens, as GPT-3: {flops:.3g} FLOPs")
+    if published:
+        less = f"{costs.FLOPS:.3g}, without attention over the context"
+        say("", f"({flops / costs.FLOPS - 1:+.1%} beside the paper's {less})")
+    for machines in (costs.V100, costs.A100):
+        seconds, energy, carbon = costs.training(flops, machines)
+        name = f"{machines.count:,} {machines.name} at {machines.rate / 1e12:.1f} TFLOP/s"
+        use = f"{figure(energy):>9} MWh {figure(carbon):>9} t CO2e"
+        say("", f"  {name:<28} {scaled(seconds, TIMES):>15} {use}")
+    cores = parallel.physical_cores()
+    name = f"{cores} cores here at {costs.CORE / 1e12:.2f} TFLOP/s"
+    say("", f"  {name:<28} {scaled(flops / (cores * costs.CORE), TIMES):>15}")
+    say("", f"V100: {costs.V100.watts} W, as GPT-3 was trained (Patterson et al. 2021, table 4)")
+    say("", f"A100: {costs.A100.watts} W, 40 % of their peak assumed; so is the speed of a core")
+    say(
+        "", f"both: PUE {costs.PUE:.2f}, {costs.CARBON} kg CO2e per kWh, as where GPT-3 was trained"
+    )
+
+
+def scaled(x, units):
+    """scaled(7200, TIMES) -> 2 hours"""
+    name = [name for name in units if units[name] <= max(x, 1)][-1]
+    return f"{figure(x / units[name])} {name}"
+
+
+def figure(x):
+    """Three digits, or all before the point"""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"
 
 
 if __name__ == "__main__":

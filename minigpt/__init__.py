@@ -25,6 +25,7 @@ datasets/tokenizers.py   text <-> ids
 datasets/stream.py       items in random order, each once per epoch
 datasets/text.py         corpora, windows, and what a model must beat
 datasets/signals.py      images and sounds as arrays
+datasets/tasks.py        questions and answers, numerals, pairs, as text
 datasets/tables.py       examples for classifiers: images, sounds, CSV files
 training/parallel.py     several processes that share each batch
 training/optim.py        Muon, AdamW, SGD, clipping, schedules

@@ -81,21 +81,21 @@ def load(names, cache):
     return "\n".join(manual(cache) if name == "manual" else read_file(name) for name in names)
 
 
-def split(text, encode, block_size):
-    """-> ids of training and of validation, the last 10 % of the text.  Raises ValueError if they
-    are few."""
-    cut = len(text) * 9 // 10
-    parts = encode(text[:cut]), encode(text[cut:])
-    if (n := len(parts[0]) + len(parts[1])) <= 10 * block_size:
+def split(text, block_size):
+    """A text or ids -> training, validation (the last 10 %).  Raises ValueError if it is short."""
+    if len(text) <= 10 * block_size:
         need = f"more than {10 * block_size} tokens (a context to validate, nine to train)"
-        raise ValueError(f"--data: expected {need}, got {n}; add text or lower --block-size")
-    return parts
+        got = f"got {len(text)}; add text or lower --block-size"
+        raise ValueError(f"--data: expected {need}, {got}")
+    cut = len(text) * 9 // 10
+    return text[:cut], text[cut:]
 
 
 class Windows(Shuffled):
-    """Windows of T = block_size tokens in random order, each once per epoch; len(ids) > T.
+    """Windows of T = block_size tokens in random order, each once per epoch.
 
     They lie side by side, from another offset each epoch, so that their boundaries differ.
+    Raises ValueError if there are not more ids than T.
     """
 
     unit = "tokens"
@@ -103,6 +103,9 @@ class Windows(Shuffled):
 
     def __init__(self, ids, block_size, seed):
         self.ids, self.block_size = ids, block_size
+        if len(ids) <= block_size:  # of so many characters, so few tokens of bpe
+            need = f"more than --block-size {block_size} tokens to train on"
+            raise ValueError(f"--data: expected {need}, got {len(ids)}; add text or lower it")
         super().__init__(max(1, len(ids) // block_size - 1), seed)  # they fit from every offset
 
     def shuffle(self, rng):
