@@ -194,16 +194,12 @@ def test_gpt3s_have_the_parameters_of_the_paper(name, millions, off):
     assert sum(counted(name, PRESETS[name])[0].values()) == pytest.approx(millions * 1e6, rel=off)
 
 
-def test_small_is_the_papers_name_of_125m():
-    assert PRESETS["gpt3-small"] == PRESETS["gpt3-125m"]
-
-
 def test_a_gpt3_has_a_context_of_2048_and_a_window_a_gpt2_1024_and_none():
     shapes = {(n[:4], c.vocab_size, c.block_size, c.window) for n, c in PRESETS.items()}
     assert shapes == {("gpt2", 50257, 1024, None), ("gpt3", 50257, 2048, 256)}
 
 
-@pytest.mark.parametrize("name", [*MODELS, "gpt3-small"])
+@pytest.mark.parametrize("name", [*MODELS, "gpt3-125m"])
 @pytest.mark.parametrize("n_layer", [1, 2, 5])
 def test_counts_without_a_model_are_those_of_the_model(name, n_layer):
     window = 8 if "gpt3" in name else None

@@ -24,7 +24,6 @@ GPT3_SIZES = {
     "gpt3-13b": (40, 40, 5120),  # the table has 5140, which 40 heads of 128 do not fill
     "gpt3-175b": (96, 96, 12288),
 }
-GPT3_SIZES["gpt3-small"] = GPT3_SIZES["gpt3-125m"]  # the table's other name
 
 PRESETS = {name: GPTConfig(VOCABULARY, 1024, *size) for name, size in GPT2_SIZES.items()}
 PRESETS |= {

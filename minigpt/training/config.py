@@ -31,11 +31,11 @@ class Config:
         nargs="+",
     )
     model: str = option("gpt", "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; or "
-        "the papers' gpt2 (-medium, -large, -xl), gpt3-small (-125m, -350m, -760m, -1.3b, -2.7b, "
+        "the papers' gpt2 (-medium, -large, -xl), gpt3-125m (-350m, -760m, -1.3b, -2.7b, "
         "-6.7b, -13b, -175b); each, on each kind of data, has its own defaults for what is below",
         choices=[
             "gpt", "lstm", "gru", "rnn", "conv", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
-            "gpt3-small", "gpt3-125m", "gpt3-350m", "gpt3-760m", "gpt3-1.3b", "gpt3-2.7b",
+            "gpt3-125m", "gpt3-350m", "gpt3-760m", "gpt3-1.3b", "gpt3-2.7b",
             "gpt3-6.7b", "gpt3-13b", "gpt3-175b",
         ], metavar="NAME",
     )  # fmt: skip
