@@ -101,11 +101,16 @@ def main(words=None):
         if "task" in about:
             from minigpt.datasets.tasks import asked
 
-            start, prompt, how["stop"] = asked(prompt), "", "\n"
-        if (n := len(tokenizer.encode(start))) > model.block_size:
-            kept = f"of {n} tokens in the prompt the last {model.block_size}, its context"
-            print(f"sample.py: {run} reads {kept}", file=sys.stderr)
+            if not prompt.strip():
+                return print("sample.py: nothing is asked", file=sys.stderr)
+            start, how["stop"] = asked(prompt), "\n"
+        if (n := len(tokenizer.encode(start))) > (size := model.block_size):
+            print(f"sample.py: the prompt has {n} tokens, {run} reads the last {size}",
+                  file=sys.stderr)  # fmt: skip
         for _ in range(args.count):
+            if "task" in about:
+                print("".join(stream(model, tokenizer, start, args.tokens, rng, **how)).strip())
+                continue
             print(prompt, end="", flush=True)
             for piece in stream(model, tokenizer, start, args.tokens, rng, **how):
                 print(piece, end="", flush=True)

@@ -189,12 +189,16 @@ class Writing:
         self.tokenizer = trained_tokenizer(config, characters, training)
         self.about, V = {"tokenizer": self.tokenizer.config()}, self.tokenizer.vocab_size
         self.train, self.validation = map(self.tokenizer.encode, (training, rest))
+        if (least := min(map(len, (self.train, self.validation)))) <= config.block_size:
+            need = f"more than --block-size {config.block_size} tokens of bpe in each part"
+            raise ValueError(f"--data: expected {need}, got {least}; add text or lower it")
         self.scale = len(self.validation) / len(rest)  # tokens per character: all losses are
         self.classes, self.uniform = V, self.scale * math.log(V)  # per character
         sizes = f"train {len(self.train):,} / validation {len(self.validation):,}"
         size = f"{len(characters):,} characters, {len(set(characters))} distinct"
-        say("", f"{size}; {V:,} tokens of bpe; {sizes}" if self.scale < 1 else f"{size}; {sizes}")
-        if self.scale == 1 and V > 5000:
+        many = f"{V:,} tokens of bpe; " if config.tokenizer == "bpe" else ""
+        say("", f"{size}; {many}{sizes}")
+        if V > 5000 and not many:
             say("", "so many characters are learned one by one: try --tokenizer bpe")
         counted = text.baselines(self.train, self.validation, V, rest, CACHE)
         self.to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
@@ -213,14 +217,14 @@ class Writing:
         return text.windows_in_order(self.validation, config.block_size)
 
     def stream(self, config):
-        return text.Windows(self.train, config.block_size, config.seed)
+        windows = text.Windows(self.train, config.block_size, config.seed)
+        windows.scale = self.scale
+        return windows
 
     def report(self, trainer, loss, best):
         """Two lines at an evaluation: which bars fell, and a sample."""
-        loss, best, bars = loss * self.scale, best * self.scale, self.to_beat.items()
-        passed = ", ".join(name for name, bar in bars if loss < bar <= best)
-        line = progress(trainer, loss, trainer.recent * self.scale)
-        tqdm.write(line + (f": past {passed}" if passed else ""))
+        passed = ", ".join(name for name, bar in self.to_beat.items() if loss < bar <= best)
+        tqdm.write(progress(trainer, loss) + (f": past {passed}" if passed else ""))
         rng = np.random.default_rng((trainer.config.seed, trainer.step))
         tqdm.write(f"{'':<14} {write(trainer.model, self.tokenizer, 'The ', 56, rng)}")
 
@@ -274,7 +278,7 @@ class Answering(Writing):
         from minigpt.training.scores import exact
 
         right = exact(trainer.model, *(part[:100] for part in self.validation)).mean()
-        tqdm.write(progress(trainer, loss, trainer.recent) + f", exact {right:.1%}")
+        tqdm.write(progress(trainer, loss) + f", exact {right:.1%}")
 
     def validate(self, loss):
         say("5 validate", f"validation part: {loss:.4f} nats per token of the answers")
@@ -324,7 +328,7 @@ class Sorting:
 
     def report(self, trainer, loss, best):
         """A line at an evaluation."""
-        tqdm.write(progress(trainer, loss, trainer.recent))
+        tqdm.write(progress(trainer, loss))
 
     def validate(self, loss):
         say("5 validate", f"validation part: {loss:.4f} nats per example")
@@ -338,9 +342,9 @@ class Sorting:
         say("", f"next: python sample.py {shlex.quote(str(trainer.out))} --input FILE")
 
 
-def progress(trainer, loss, recent):
+def progress(trainer, loss):
     """The line of an evaluation, of the untrained model without losses."""
-    figures = f"loss {recent:.3f}, validation {loss:.3f}" if trainer.step else "untrained"
+    figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}" if trainer.step else "untrained"
     place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
     return f"{'':<14} {place}  epoch {trainer.stream.epoch + 1}  {figures}"
 

@@ -159,14 +159,13 @@ def numerals(seed, each=8000):
         test.extend(numbers[:250])
         validation.extend(numbers[250:300])
         train.extend(rng.choice(numbers[300:], each))
-    return Task(*([pair for n in part for pair in both(n)] for part in (train, validation, test)))
-
-
-def both(n):
-    """A number's two examples"""
-    words, numeral = english(n), chinese(n)
-    yield [(words, numeral, "English to Chinese")]
-    yield [(numeral, words, "Chinese to English")]
+    parts = []
+    for part in (train, validation, test):
+        spelled = [(english(n), chinese(n)) for n in part]
+        both = [[(words, numeral, "English to Chinese")] for words, numeral in spelled]
+        both += [[(numeral, words, "Chinese to English")] for words, numeral in spelled]
+        parts.append([both[i] for i in rng.permutation(len(both))])
+    return Task(*parts)
 
 
 def stories(seed, sizes=(40_000, 200, 1200)):
@@ -183,15 +182,15 @@ def stories(seed, sizes=(40_000, 200, 1200)):
     return Task(*parts[::-1])
 
 
-def story(rng, stops=3, questions=3):
+def story(rng, stops=3, questions=4):
     """Three people move, take and drop things; after every one to three sentences, questions."""
     world, told = World(rng), []
     for _ in range(stops):
         sentences, different = [world.event() for _ in range(rng.integers(1, 4))], {}
-        while len(different) < questions:
+        for _ in range(questions):
             question, *rest = world.ask()
-            different[question] = rest
-        for question, rest in different.items():
+            different[question.partition(" in the ")[0]] = question, *rest  # of its kind the last
+        for question, *rest in different.values():
             told.append((" ".join([*sentences, question]), *rest))
             sentences = []  # the next one asks about the same
     return told
@@ -238,11 +237,10 @@ class World:
     def ask(self):
         """-> question, answer, kind, with the number of facts that the answer needs"""
         who = self.pick(list(self.place))
-        asks = [
-            (f"Where is {who}?", self.place[who], "where is a person (1 fact)"),
-            (*self.yes_or_no(who, self.place[who]), "is a person there (1 fact)"),
-        ]
-        if self.past:
+        asks = [(f"Where is {who}?", self.place[who], "where is a person (1 fact)")]
+        if not self.past:
+            asks.append((*self.yes_or_no(who, self.place[who]), "is a person there (1 fact)"))
+        else:
             thing = self.pick(list(self.past))
             *before, place = self.past[thing]
             n = list(self.holder.values()).count(who)
@@ -256,7 +254,7 @@ class World:
             if before and place not in before:
                 question = f"Where was the {thing} before the {place}?"
                 asks.append((question, before[-1], "where was a thing (3 facts)"))
-        return self.pick(asks[self.pick((0, 2)) :] or asks)  # half are about things, if any are
+        return self.pick(asks)
 
     def yes_or_no(self, what, place):
         asked = self.pick([place, self.pick([other for other in PLACES if other != place])])

@@ -84,7 +84,7 @@ def load(names, cache):
 def split(text, block_size):
     """A text or ids -> training, validation (the last 10 %).  Raises ValueError if it is short."""
     if len(text) <= 10 * block_size:
-        need = f"more than {10 * block_size} tokens (a context to validate, nine to train)"
+        need = f"more than {10 * block_size} characters (a context to validate, nine to train)"
         got = f"got {len(text)}; add text or lower --block-size"
         raise ValueError(f"--data: expected {need}, {got}")
     cut = len(text) * 9 // 10
@@ -92,10 +92,9 @@ def split(text, block_size):
 
 
 class Windows(Shuffled):
-    """Windows of T = block_size tokens in random order, each once per epoch.
+    """Windows of T = block_size tokens in random order, each once per epoch; len(ids) > T.
 
     They lie side by side, from another offset each epoch, so that their boundaries differ.
-    Raises ValueError if there are not more ids than T.
     """
 
     unit = "tokens"
@@ -103,9 +102,6 @@ class Windows(Shuffled):
 
     def __init__(self, ids, block_size, seed):
         self.ids, self.block_size = ids, block_size
-        if len(ids) <= block_size:  # of so many characters, so few tokens of bpe
-            need = f"more than --block-size {block_size} tokens to train on"
-            raise ValueError(f"--data: expected {need}, got {len(ids)}; add text or lower it")
         super().__init__(max(1, len(ids) // block_size - 1), seed)  # they fit from every offset
 
     def shuffle(self, rng):

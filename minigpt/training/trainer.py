@@ -86,7 +86,7 @@ class Trainer:
         if not math.isfinite(loss + norm):
             self._refuse(loss)
         self.optimizer.step(rate, self.step)
-        self.recent += (loss - self.recent) * max(1 / self.step, 0.02)
+        self.recent += (loss * self.stream.scale - self.recent) * max(1 / self.step, 0.02)
         return loss
 
     def rate(self):
@@ -163,6 +163,7 @@ class Trainer:
         """Validate on the fixed sample, keep the checkpoint, also as the best if it is; log."""
         c = self.config
         loss = mean_loss(self.model, *self.validation, 2 * c.batch_size, self.ranks)
+        loss *= self.stream.scale
         if not math.isfinite(loss):
             self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
