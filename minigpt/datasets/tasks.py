@@ -17,7 +17,6 @@ THINGS = ("apple", "football", "milk", "book", "lamp", "key")
 MOVES = ("went to", "moved to", "walked to", "ran to")
 TAKES = ("took", "picked up", "grabbed", "got")
 DROPS = ("dropped", "put down", "left")
-COUNTS = ("none", "one", "two", "three")
 ONES = (
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen"
@@ -249,7 +248,7 @@ class World:
                 (f"Where is the {thing}?", place, "where is a thing (2 facts)"),
                 (*self.yes_or_no(f"the {thing}", place), "is a thing there (2 facts)"),
                 (f"Who has the {thing}?", self.holder[thing] or "nobody", "who has it (1 fact)"),
-                (f"How many things does {who} have?", COUNTS[n], count),
+                (f"How many things does {who} have?", ("none", *ONES[1:4])[n], count),
             ]
             if before and place not in before:
                 question = f"Where was the {thing} before the {place}?"

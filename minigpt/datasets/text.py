@@ -83,12 +83,10 @@ def load(names, cache):
 
 def split(text, block_size):
     """A text or ids -> training, validation (the last 10 %).  Raises ValueError if it is short."""
-    if len(text) <= 10 * block_size:
-        need = f"more than {10 * block_size} characters (a context to validate, nine to train)"
-        got = f"got {len(text)}; add text or lower --block-size"
-        raise ValueError(f"--data: expected {need}, {got}")
-    cut = len(text) * 9 // 10
-    return text[:cut], text[cut:]
+    n, need = len(text), f"more than {10 * block_size} characters (one context to validate)"
+    if n <= 10 * block_size:
+        raise ValueError(f"--data: expected {need}, got {n}; add text or lower --block-size")
+    return text[: n * 9 // 10], text[n * 9 // 10 :]
 
 
 class Windows(Shuffled):
