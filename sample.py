@@ -1,4 +1,4 @@
-"""Let a trained model write, or classify.
+"""Let a trained model write, answer or classify.
 
 python sample.py                                   the newest run in out/ writes
 python sample.py --prompt "The with statement"     ... and goes on from your words
@@ -75,6 +75,10 @@ def main(words=None):
                     f"--prompt: expected a model that writes, {run} classifies; use --input"
                 )
             return classify(model, about, args.input)
+        if "task" in about and args.stop:
+            raise ValueError("--stop: expected none, as an answer ends by itself; leave it out")
+        if "task" in about and args.prompt is not None and not args.prompt.strip():
+            raise ValueError("--prompt: expected a question, got none; leave it out for the report")
         if args.input:
             raise ValueError(f"--input: expected a classifier, {run} writes; use --prompt")
         if args.prompt is None and not args.interactive:
@@ -83,7 +87,7 @@ def main(words=None):
             if "task" in about and not args.prompt:
                 return answer(model, tokenizer, about)
     except BrokenPipeError:
-        raise  # of a classifier's report, see below
+        raise  # of a report, see below
     except (ValueError, OSError) as error:
         parser.error(str(error))
     rng = np.random.default_rng(args.seed)

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import math
+import os
 import shlex
 import sys
 import zlib
@@ -76,6 +77,8 @@ def main(words=None):
         if saved and saved[1]["data"] != task.crc:
             raise ValueError("--data: not what this run has read; restore it, or start anew")
         model, rng = build(config, task, library, found)
+    except BrokenPipeError:
+        raise  # see below
     except (ValueError, OSError, MemoryError) as error:
         parser.error(str(error))
     try:
@@ -112,6 +115,8 @@ def tasks():
 def trained_tokenizer(config, whole, training):
     """Of all characters, or the tokens of the training part."""
     if config.tokenizer == "char":
+        if (distinct := len(set(whole))) > 5000:
+            say("", f"{distinct:,} characters, each learned by itself: try --tokenizer bpe")
         return CharTokenizer.train(whole)
     from minigpt.datasets.bpe import BPETokenizer
 
@@ -150,11 +155,14 @@ def configure(resume, overwrite, given):
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
     kind = "text" if run["data"] == text.NAMES else tables().kind(run["data"], given.get("target"))
-    if kind != "text" and run["model"].startswith(PAPERS):
+    if kind not in ("text", "task") and run["model"].startswith(PAPERS):
         expected = "gpt, lstm, gru, rnn or conv for examples"
         raise ValueError(f"--model: expected {expected}, got {run['model']}")
     config = Config.fitted(kind, sized(given))
     gpt_config(config, 1)  # refuses a shape that cannot be, before anything is read
+    if config.tokenizer == "char" and config.vocab_size != Config().vocab_size:
+        need = "expected --tokenizer bpe, of which it is the size"
+        raise ValueError(f"--vocab-size: {need}, got char; add it or leave this out")
     return kind, config, out, saved
 
 
@@ -198,8 +206,6 @@ class Writing:
         size = f"{len(characters):,} characters, {len(set(characters))} distinct"
         many = f"{V:,} tokens of bpe; " if config.tokenizer == "bpe" else ""
         say("", f"{size}; {many}{sizes}")
-        if V > 5000 and not many:
-            say("", "so many characters are learned one by one: try --tokenizer bpe")
         counted = text.baselines(self.train, self.validation, V, rest, CACHE)
         self.to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
         self.to_beat["best n-gram"] = counted["best"]
@@ -226,7 +232,7 @@ class Writing:
         passed = ", ".join(name for name, bar in self.to_beat.items() if loss < bar <= best)
         tqdm.write(progress(trainer, loss) + (f": past {passed}" if passed else ""))
         rng = np.random.default_rng((trainer.config.seed, trainer.step))
-        tqdm.write(f"{'':<14} {write(trainer.model, self.tokenizer, 'The ', 56, rng)}")
+        tqdm.write(f"{'':<14} {write(trainer.model, self.tokenizer, 56, rng)}")
 
     def validate(self, loss):
         loss *= self.scale
@@ -238,7 +244,7 @@ class Writing:
     def apply(self, trainer):
         """The trained model writes."""
         rng = np.random.default_rng(trainer.config.seed)
-        say("6 apply", write(trainer.model, self.tokenizer, "The ", 56, rng))
+        say("6 apply", write(trainer.model, self.tokenizer, 56, rng))
         say("", f"next: python sample.py {shlex.quote(str(trainer.out))} --interactive")
         say("", "and read minigpt/engine/autograd.py")
 
@@ -263,7 +269,7 @@ class Answering(Writing):
         self.kinds, self.question = tasks().kinds(parts.test), parts.test[0][0][0]
         longest = max(x.shape[1] for x, _ in (self.train, self.validation, self.test))
         say("", f"examples of {longest} tokens at most; train / validation / test {sizes}")
-        if longest > config.block_size:
+        if longest > config.block_size and config.model.startswith("gpt"):
             need = f"expected at least {longest}, the longest example"
             raise ValueError(f"--block-size: {need}, got {config.block_size}; raise it")
 
@@ -377,8 +383,9 @@ def initialise(config, model, task):
     return x, y
 
 
-def write(model, tokenizer, prompt, tokens, rng):
-    """What the model writes after the prompt (or its first letter, if unknown), on one line."""
+def write(model, tokenizer, tokens, rng):
+    """What the model writes after "The " (or its first letter, if unknown), on one line."""
+    prompt = "The " if isinstance(tokenizer, CharTokenizer) else "The"  # bpe: a space begins a word
     if tokenizer.unknown(prompt):
         prompt = tokenizer.decode([0])
     training = model.training
@@ -432,7 +439,8 @@ def fit(trainer, saved):
     elif first:
         size = f"{c.steps} steps" if c.steps else f"{c.minutes:g} minutes, in steps"
         T = trainer.stream.block_size
-        batch = f"{c.batch_size} rows" if T == 1 else f"{c.batch_size} x {T} tokens"
+        most = " at most" if T != c.block_size else ""
+        batch = f"{c.batch_size} rows" if T == 1 else f"{c.batch_size} x {T} tokens{most}"
         say("4 train", f"{size} of {batch}{crew}")
         trainer.on_evaluate(trainer, math.inf, math.inf)
     trainer.run()
@@ -495,15 +503,17 @@ def estimate(given):
     from minigpt.nn import presets
     from minigpt.training import costs
 
-    kinds = {name: tables().NAMES.get(name, "text") for name in given.get("data", ())}
-    if other := [name for name, kind in kinds.items() if kind != "text"]:
-        raise ValueError(f"--dry-run: expected text, got {other[0]}; leave --data out")
-    config = Config.fitted("text", sized(given))
-    c = gpt_config(config, presets.VOCABULARY)
+    names = given.get("data", [])
+    kinds = {n: "task" if n.endswith(".tsv") else tables().NAMES.get(n, "text") for n in names}
+    if other := [n for n in names if kinds[n] not in ("text", "task") or n.endswith(".csv")]:
+        raise ValueError(f"--dry-run: expected a model of text, got {other[0]}; leave --data out")
+    config = Config.fitted(kinds[names[0]] if names else "text", sized(given))
+    c = gpt_config(config, given.get("vocab_size", presets.VOCABULARY))
     parts, hidden, attention = presets.counted(config.model, c)
     per_token = 6 * (hidden + parts["embeddings"]) + attention
     say(config.model, form_of(config) + (f", {c.window} in every second block" * bool(c.window)))
-    say("", f"vocabulary {c.vocab_size:,}: GPT-2's, as no text is read")
+    whose = "as asked" if "vocab_size" in given else "GPT-2's, as no text is read; or --vocab-size"
+    say("", f"vocabulary {c.vocab_size:,}: {whose}")
     count = sum(parts.values())
     say("parameters", f"{count:,}")
     for name, n in parts.items():
@@ -536,11 +546,10 @@ def price(flops, published):
     cores = parallel.physical_cores()
     name = f"{cores} cores here at {costs.CORE / 1e12:.2f} TFLOP/s"
     say("", f"  {name:<28} {scaled(flops / (cores * costs.CORE), TIMES):>15}")
-    say("", f"V100: {costs.V100.watts} W, as GPT-3 was trained (Patterson et al. 2021, table 4)")
-    say("", f"A100: {costs.A100.watts} W, 40 % of their peak assumed; so is the speed of a core")
-    say(
-        "", f"both: PUE {costs.PUE:.2f}, {costs.CARBON} kg CO2e per kWh, as where GPT-3 was trained"
-    )
+    say("", f"V100: {costs.V100.watts} W with the rest of the machine, their speed with GPT-3")
+    say("", f"A100: {costs.A100.watts} W alone, 40 % of their peak assumed; so is a core's speed")
+    say("", f"both: PUE {costs.PUE:.2f}, {costs.CARBON} kg CO2e per kWh, as for GPT-3;")
+    say("", "all but the A100 from Patterson et al. 2021, arXiv 2104.10350, table 4")
 
 
 def scaled(x, units):
@@ -561,3 +570,5 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:  # while there is nothing to save, or the second
         print("stopped; what was saved stays")
+    except BrokenPipeError:  # the reader, say head, has seen enough; no flush into a closed pipe
+        os._exit(0)

@@ -33,7 +33,7 @@ training/defaults.py     the options' defaults for each kind of data and model
 training/costs.py        memory, time, energy and CO2 of a training
 training/config.py       one dataclass <-> command line <-> JSON
 training/checkpoint.py   one safetensors file, written atomically
-training/scores.py       accuracy, AUC, sensitivity and specificity
+training/scores.py       accuracy, AUC, sensitivity, exact match
 training/trainer.py      the training loop
 generate.py              temperature, top-k, top-p; text as it comes
 """

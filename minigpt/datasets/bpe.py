@@ -54,14 +54,14 @@ def utf8(word):
     return word.encode("utf-8", "surrogatepass")
 
 
-def learn(words, most):
-    """words {word: how often} -> at most `most` merges (left id, right id); merge k makes 256 + k.
+def learn(counted, most):
+    """{word: how often} -> at most `most` merges (left id, right id); merge k makes 256 + k.
 
     The most frequent pair is next, of equals the one of smaller ids, left first; none that occurs
     once. Only words that hold it are counted anew: 1 MB and 4,096 merges take 1 to 2 s.
     """
-    spelled = [utf8(word).decode("latin-1") for word in words]  # a character for each id
-    times, counts, where = list(words.values()), Counter(), defaultdict(set)
+    spelled = [utf8(word).decode("latin-1") for word in counted]  # a character for each id
+    times, counts, where = list(counted.values()), Counter(), defaultdict(set)
 
     def count(i, sign):
         for pair in pairwise(spelled[i]):

@@ -88,7 +88,7 @@ VARY = {"image": shifted, "sound": played, "table": None}
 
 
 def kind(names, target):
-    """What the words of --data name: "text", "image", "sound" or "table"."""
+    """What the words of --data name: "text", "task", "image", "sound" or "table"."""
     kinds = [kind_of(name, target) for name in names]
     one = len(names) == 1 or set(kinds) == {"text"}
     check(one, "--data", "one name of examples", " ".join(names), "train on one at a time")

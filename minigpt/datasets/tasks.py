@@ -40,9 +40,8 @@ class Task(NamedTuple):
 
 def load(name, seed):
     """The Task of a name or of the path of a .tsv file."""
-    if name == "qa":
-        return stories(seed)
-    return numerals(seed) if name == "translation" else pairs(name, seed)
+    make = {"qa": stories, "translation": numerals}.get(name)
+    return make(seed) if make else pairs(name, seed)
 
 
 def asked(question):
@@ -83,8 +82,7 @@ class Lines(Shuffled):
     epochs = 20  # at most, within --minutes
 
     def __init__(self, x, y, seed):
-        self.x, self.y = x, y
-        self.block_size = x.shape[1]
+        self.x, self.y, self.block_size = x, y, x.shape[1]
         super().__init__(len(x), seed)
 
     def batch(self, n):
@@ -96,21 +94,20 @@ class Lines(Shuffled):
 
 
 def pairs(path, seed):
-    """The Task of a file whose lines are a source, a tab and its target; a tenth each for
-    validation and test.  Raises ValueError with the line that is none."""
-    lines = {}
+    """The Task of a file whose lines are a source, a tab and its target; a tenth of the sources
+    each for validation and test.  Raises ValueError with the line that is none."""
+    targets = {}  # of each source: it must not be asked in two parts
     for number, line in enumerate(read_file(path).split("\n"), 1):
         cells = [" ".join(cell.split()) for cell in line.split("\t")]
         if any(cells):
             right = len(cells) == 2 and all(cells)
             need = "a source, one tab, a target"
             check(right, f"{path}: line {number}", need, f"{line[:40]!r}", "mend it")
-            lines[tuple(cells)] = [(*cells, Path(path).stem)]
-    check(len(lines) >= 10, path, "10 different pairs or more", len(lines), "add some")
-    examples = [*lines.values()]
-    order, tenth = np.random.default_rng(seed).permutation(len(examples)), len(examples) // 10
-    parts = np.split(order, [tenth, 2 * tenth])
-    test, validation, train = ([examples[i] for i in part] for part in parts)
+            targets.setdefault(cells[0], {})[cells[1]] = [(*cells, Path(path).stem)]
+    check(len(targets) >= 10, path, "10 different sources or more", len(targets), "add some")
+    groups, tenth = [[*of.values()] for of in targets.values()], len(targets) // 10
+    parts = np.split(np.random.default_rng(seed).permutation(len(groups)), [tenth, 2 * tenth])
+    test, validation, train = ([pair for i in part for pair in groups[i]] for part in parts)
     return Task(train, validation, test)
 
 
@@ -181,11 +178,11 @@ def stories(seed, sizes=(40_000, 200, 1200)):
     return Task(*parts[::-1])
 
 
-def story(rng, stops=3, questions=4):
-    """Three people move, take and drop things; after every one to three sentences, questions."""
+def story(rng, questions=4):
+    """Three people move, take, drop; questions after 1, 2 and 3 sentences, in any order."""
     world, told = World(rng), []
-    for _ in range(stops):
-        sentences, different = [world.event() for _ in range(rng.integers(1, 4))], {}
+    for n in rng.permutation(3):
+        sentences, different = [world.event() for _ in range(n + 1)], {}
         for _ in range(questions):
             question, *rest = world.ask()
             different[question.partition(" in the ")[0]] = question, *rest  # of its kind the last
@@ -199,7 +196,7 @@ class World:
     """Who is where, and who has what."""
 
     def __init__(self, rng):
-        draw = iter(rng.random(800).tolist()).__next__  # 130 used; one by one takes twice as long
+        draw = iter(rng.random(100).tolist()).__next__  # 84 at most; one by one takes twice as long
         self.pick = lambda items: items[int(draw() * len(items))]
         self.people, self.things = (rng.permutation(x)[:3].tolist() for x in (PEOPLE, THINGS))
         self.place, self.holder = {}, {}
@@ -210,10 +207,8 @@ class World:
         who = self.pick(self.people)
         mine = [thing for thing in self.things if self.holder.get(thing) == who]
         here = [thing for thing in self.things if self.free(thing, self.place.get(who))]
-        deeds = ["move"]
-        if who in self.place:
-            deeds += ["take"] * (2 * bool(here)) + ["drop"] * bool(mine)
-        deed = self.pick(deeds)
+        take = who in self.place and bool(here)
+        deed = self.pick(["move"] + ["take"] * take + ["drop"] * (2 * bool(mine)))
         if deed == "move":
             return self.move(who, mine)
         thing = self.pick(here if deed == "take" else mine)
@@ -252,7 +247,9 @@ class World:
             ]
             if before and place not in before:
                 question = f"Where was the {thing} before the {place}?"
-                asks.append((question, before[-1], "where was a thing (3 facts)"))
+                asks += 3 * [
+                    (question, before[-1], "where was a thing (3 facts)")
+                ]  # seldom possible
         return self.pick(asks)
 
     def yes_or_no(self, what, place):

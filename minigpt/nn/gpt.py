@@ -39,7 +39,8 @@ class GPTConfig:
         return 0.02 / (2 * self.n_layer) ** 0.5
 
     def __post_init__(self):
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "window"):
+        names = "vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "window"
+        for name in names:
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if self.n_embd % self.n_head:
@@ -85,7 +86,7 @@ class GPT3(GPT2):
         *, context=2048, window=WINDOW, rng=None,
     ):  # fmt: skip
         self.vocab_size, self.model_dim, self.num_layers = vocab_size, model_dim, num_layers
-        self.num_intermediate_size = inner = num_intermediate_size or 4 * model_dim
+        inner = 4 * model_dim if num_intermediate_size is None else num_intermediate_size
         heads = num_heads, num_attention_heads, num_heads_per_decoder_layer
         heads = [num_heads if n is None else n for n in heads]
         if len(set(heads)) > 1:
@@ -93,6 +94,7 @@ class GPT3(GPT2):
             got = f"{', '.join(map(str, heads))}; leave the last two out"
             raise ValueError(f"GPT3: expected {names} to agree, got {got}")
         self.num_heads, self.num_attention_heads, self.num_heads_per_decoder_layer = heads
+        self.num_intermediate_size = inner
         shape = context, num_layers, num_heads, model_dim, inner
         config = GPTConfig(vocab_size, *shape, window=window)
         super().__init__(config, np.random.default_rng(1337) if rng is None else rng)

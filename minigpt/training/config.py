@@ -48,7 +48,7 @@ class Config:
     minutes: float = option(3.0, "training time; more ends lower; sets --steps after 20", (">", 0))
     steps: int = option(None, "number of updates, instead of --minutes", (">=", 1))
     n_layer: int = option(4, "blocks: more find deeper patterns, each costs its time", (">=", 1))
-    n_head: int = option(4, "attention heads per block, 32 wide or more; divides n-embd", (">=", 1))
+    n_head: int = option(4, "attention heads per block, 16 wide or more; divides n-embd", (">=", 1))
     n_embd: int = option(128, "width; raise it for longer texts and runs", (">=", 1))
     block_size: int = option(256, "context length; longer ones learn later, then better", (">=", 1))
     batch_size: int = option(4, "windows per update; more: slower, smoother steps", (">=", 1))
@@ -72,7 +72,7 @@ class Config:
     patience: int = option(
         5, "once the rate falls, stop after N validations without a new best", (">=", 1)
     )
-    seed: int = option(1337, "fixes weights, order of the text and samples", (">=", 0))
+    seed: int = option(1337, "fixes weights, order, samples, what is generated", (">=", 0))
     plain: bool = option(False, "run the definitions without fast pairs: slower, same result")
 
     @classmethod

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 TOKENS = 300e9  # on which every model of GPT-3's paper was trained: Brown et al. 2020, table 2.1
 FLOPS = 3.14e23  # its figure for 175B, without attention over the context: appendix D
-PUE, CARBON = 1.10, 0.429  # W drawn per W that computes, kg CO2e per kWh: as V100 below
+PUE, CARBON = 1.10, 0.429  # W drawn per W that computes, kg CO2e per kWh: source as V100
 
 
 class Machines(NamedTuple):

@@ -127,6 +127,6 @@ def exact(model, x, y, batch_size=64):
 def exact_by_kind(model, x, y, kinds):
     """Lines that say how many answers are exact, of all and of each kind; kinds (answers,)"""
     right, names = exact(model, x, y), np.array(kinds)
-    lines = [f"exact match {right.mean():.2%} of {len(right):,}"]
-    rows = [(name, names == name) for name in sorted(set(kinds))]
-    return lines + aligned(*((name, f"{right[of].mean():.1%}", of.sum()) for name, of in rows))
+    lines = [f"exact match {right.mean():.1%} of {len(right):,}"]
+    of = {name: right[names == name] for name in sorted(set(kinds))}
+    return lines + aligned(*((name, f"{hits.mean():.1%}", len(hits)) for name, hits in of.items()))

@@ -66,7 +66,7 @@ def tasks(data, seconds):
     """Each task by each mechanism: how many held-out answers the default command gives exactly."""
     rows = {}
     for name in ("qa", "translation"):
-        for mechanism, model in MECHANISMS.items():
+        for mechanism, model in reversed(MECHANISMS.items()):
             said, took = run("--data", name, "--model", model)
             report = said.partition("exact match ")[2].partition("next:")[0].splitlines()[1:]
             kinds = re.findall(r"^ +(.*?) +([\d.]+)% +(\d+)$", "\n".join(report), re.M)
