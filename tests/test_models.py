@@ -336,6 +336,14 @@ def test_a_mask_of_another_shape_is_refused():
         model(ids_of(model, 2, 4), np.ones((2, 3), int))
 
 
+@pytest.mark.parametrize("kind", [bool, float, lambda x: 7 * x, np.ndarray.tolist])
+def test_whatever_is_not_zero_in_a_mask_is_a_token(kind):
+    model, mask = gpt(), np.array([[0, 1, 1, 1], [1, 1, 1, 1]])
+    other = kind(mask) if kind not in (bool, float) else mask.astype(kind)
+    ids = ids_of(model, 2, 4)
+    np.testing.assert_array_equal(model(ids, other).data, model(ids, mask).data)
+
+
 def test_a_state_is_refused_while_gradients_are_recorded():
     model = gpt()
     with pytest.raises(ValueError, match="no_grad"):

@@ -379,9 +379,17 @@ def test_a_line_that_is_no_pair_is_named(tmp_path, line, shown):
     assert "\n" not in str(error.value)
 
 
-def test_ten_different_pairs_are_needed(tmp_path):
+def test_a_source_of_several_targets_is_in_one_part_with_all_of_them(tmp_path):
+    lines = [f"source {i % 20}\ttarget {i}" for i in range(60)]
+    parts = tasks.pairs(write(tmp_path / "many.tsv", "\n".join(lines)), seed=0)
+    sources = [Counter(question for ((question, _, _),) in part) for part in parts]
+    assert [len(of) for of in sources] == [16, 2, 2]
+    assert all(set(of.values()) == {3} for of in sources)
+
+
+def test_ten_different_sources_are_needed(tmp_path):
     path = write(tmp_path / "few.tsv", "\n".join(LINES[:9] * 2))
-    with pytest.raises(ValueError, match="few.tsv: expected 10 different pairs or more, got 9"):
+    with pytest.raises(ValueError, match="few.tsv: expected 10 different sources or more, got 9"):
         tasks.pairs(path, seed=0)
     assert [len(p) for p in tasks.pairs(write(tmp_path / "ten.tsv", "\n".join(LINES[:10])), 0)] == [
         8,
@@ -617,7 +625,7 @@ def test_the_report_counts_all_answers_and_those_of_each_kind(monkeypatch):
     right = np.array([True, False, True, True, False, False, True])
     monkeypatch.setattr(scores, "exact", lambda model, x, y: right)
     lines = scores.exact_by_kind(None, None, None, ["b", "b", "a", "b", "c", "c", "a"])
-    assert lines[0] == "exact match 57.14% of 7"
+    assert lines[0] == "exact match 57.1% of 7"
     assert [line.split() for line in lines[1:]] == [
         ["a", "100.0%", "2"], ["b", "66.7%", "3"], ["c", "0.0%", "2"]
     ]  # fmt: skip

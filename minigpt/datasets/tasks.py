@@ -235,7 +235,8 @@ class World:
         if not self.past:
             asks.append((*self.yes_or_no(who, self.place[who]), "is a person there (1 fact)"))
         else:
-            thing = self.pick(list(self.past))
+            lying = [thing for thing in self.past if not self.holder[thing]]  # asked for twice as
+            thing = self.pick([*self.past, *lying])  # often: fewer are, and it is harder to learn
             *before, place = self.past[thing]
             n = list(self.holder.values()).count(who)
             count = f"how many ({max(1, n)} fact{'s' * (n > 1)})"
