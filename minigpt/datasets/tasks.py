@@ -208,7 +208,7 @@ class World:
         mine = [thing for thing in self.things if self.holder.get(thing) == who]
         here = [thing for thing in self.things if self.free(thing, self.place.get(who))]
         take = who in self.place and bool(here)
-        deed = self.pick(["move"] + ["take"] * take + ["drop"] * (2 * bool(mine)))
+        deed = self.pick(["move"] + ["take"] * take + ["drop"] * (4 * bool(mine)))
         if deed == "move":
             return self.move(who, mine)
         thing = self.pick(here if deed == "take" else mine)
