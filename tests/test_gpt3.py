@@ -278,7 +278,7 @@ def test_every_model_has_a_dry_run_that_its_options_change(name, capsys):
         ("--model gtp2", "did you mean gpt2?"),
         ("--model gpt2 --n-embd 100 --dry-run", "n_embd: expected a multiple of n_head = 12"),
         ("--dry-run --n-embd 0", "argument --n-embd: expected a whole number >= 1"),
-        ("--dry-run --data digits", "--dry-run: expected text, got digits"),
+        ("--dry-run --data digits", "--dry-run: expected a model of text, got digits"),
         ("--dry-run --resume", "not allowed with argument"),
         ("--data digits --model gpt3-125m", "--model: expected gpt, lstm, gru, rnn or conv for"),
     ],

@@ -26,9 +26,8 @@ GPT3_SIZES = {
 }
 
 PRESETS = {name: GPTConfig(VOCABULARY, 1024, *size) for name, size in GPT2_SIZES.items()}
-PRESETS |= {
-    name: GPTConfig(VOCABULARY, 2048, *size, window=WINDOW) for name, size in GPT3_SIZES.items()
-}
+for name, size in GPT3_SIZES.items():
+    PRESETS[name] = GPTConfig(VOCABULARY, 2048, *size, window=WINDOW)
 
 # Mixer of a model: its name, how many C x C matrices, how many vectors of C
 MIXERS = {kind: ("recurrence", 2 * gates, 2 * gates) for kind, (_, gates, _) in CELLS.items()}
