@@ -549,7 +549,7 @@ def price(flops, published):
     say("", f"V100: {costs.V100.watts} W with the rest of the machine, their speed with GPT-3")
     say("", f"A100: {costs.A100.watts} W alone, 40 % of their peak assumed; so is a core's speed")
     say("", f"both: PUE {costs.PUE:.2f}, {costs.CARBON} kg CO2e per kWh, as for GPT-3;")
-    say("", "all but the A100 from Patterson et al. 2021, arXiv 2104.10350, table 4")
+    say("", "V100, PUE and CO2: Patterson et al. 2021, arXiv 2104.10350, table 4")
 
 
 def scaled(x, units):
