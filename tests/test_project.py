@@ -76,7 +76,7 @@ def test_importing_minigpt_loads_numpy_and_nothing_else():
 
 def test_the_package_stays_within_its_lines_and_the_readme_counts_them():
     lines = sum(len(p.read_text(encoding="utf-8").splitlines()) for p in PACKAGE.rglob("*.py"))
-    assert lines <= 4595
+    assert lines <= 4590
     assert f"minigpt/ has {lines:,} lines" in README
 
 

@@ -7,8 +7,6 @@ class Shuffled:
     """The places 0 to n - 1 in an order that seed and epoch give: all that resuming takes is the
     position, {"epoch", "index"}."""
 
-    scale = 1.0  # of losses in nats per target: tokens per character make them nats per character
-
     def __init__(self, n, seed):
         self.n, self.seed = n, seed
         self.position = {"epoch": 0, "index": 0}

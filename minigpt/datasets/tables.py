@@ -48,7 +48,7 @@ class Rows(Shuffled):
     """Examples in random order, each once per epoch; vary(x, rng) -> x changes what is no matter
     of the class, as `shifted` or `played` do."""
 
-    block_size, unit = 1, "rows"
+    block_size, unit, scale = 1, "rows", 1.0
     epochs = 200  # at most, within --minutes
 
     def __init__(self, x, y, seed, vary=None):

@@ -78,7 +78,7 @@ def kinds(examples):
 class Lines(Shuffled):
     """Rows of x, y (N, T) in random order, each once per epoch, cut where the longest ends."""
 
-    unit = "tokens"
+    unit, scale = "tokens", 1.0
     epochs = 20  # at most, within --minutes
 
     def __init__(self, x, y, seed):

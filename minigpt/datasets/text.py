@@ -83,10 +83,11 @@ def load(names, cache):
 
 def split(text, block_size):
     """A text or ids -> training, validation (the last 10 %).  Raises ValueError if it is short."""
-    n, need = len(text), f"more than {10 * block_size} characters (one context to validate)"
-    if n <= 10 * block_size:
-        raise ValueError(f"--data: expected {need}, got {n}; add text or lower --block-size")
-    return text[: n * 9 // 10], text[n * 9 // 10 :]
+    if len(text) <= 10 * block_size:
+        need = f"more than {10 * block_size} characters (one context to validate)"
+        got = f"got {len(text)}; add text or lower --block-size"
+        raise ValueError(f"--data: expected {need}, {got}")
+    return text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
 
 
 class Windows(Shuffled):
@@ -95,7 +96,7 @@ class Windows(Shuffled):
     They lie side by side, from another offset each epoch, so that their boundaries differ.
     """
 
-    unit = "tokens"
+    unit, scale = "tokens", 1.0  # scale: of losses in nats per target, here tokens per character
     epochs = 6  # after more, validation gets worse on small texts (the picture in README)
 
     def __init__(self, ids, block_size, seed):

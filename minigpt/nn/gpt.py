@@ -39,8 +39,7 @@ class GPTConfig:
         return 0.02 / (2 * self.n_layer) ** 0.5
 
     def __post_init__(self):
-        names = "vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner", "window"
-        for name in names:
+        for name in "vocab_size block_size n_layer n_head n_embd n_inner window".split():
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if self.n_embd % self.n_head:

@@ -39,9 +39,7 @@ class Config:
             "gpt3-6.7b", "gpt3-13b", "gpt3-175b",
         ], metavar="NAME",
     )  # fmt: skip
-    tokenizer: str = option(
-        "char", "bpe: frequent strings, for large alphabets", choices=["char", "bpe"]
-    )
+    tokenizer: str = option("char", "bpe: frequent strings as tokens", choices=["char", "bpe"])
     vocab_size: int = option(4096, "with bpe: how many tokens at most", (">=", 257))
     target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")

@@ -55,8 +55,7 @@ class Trainer:
         self.stream, self.config, self.rng, self.ranks = stream, config, rng, ranks or Alone()
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
-        self.stopped = False  # by Ctrl-C
-        self.stale = 0  # validations since the best, while the rate falls
+        self.stopped, self.stale = False, 0  # by Ctrl-C; validations since the best, in the fall
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
@@ -161,9 +160,8 @@ class Trainer:
 
     def evaluate(self):
         """Validate on the fixed sample, keep the checkpoint, also as the best if it is; log."""
-        c = self.config
-        loss = mean_loss(self.model, *self.validation, 2 * c.batch_size, self.ranks)
-        loss *= self.stream.scale
+        c, scale = self.config, self.stream.scale
+        loss = scale * mean_loss(self.model, *self.validation, 2 * c.batch_size, self.ranks)
         if not math.isfinite(loss):
             self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
