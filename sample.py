@@ -3,7 +3,7 @@
 python sample.py                                   the newest run in out/ writes
 python sample.py --prompt "The with statement"     ... and goes on from your words
 python sample.py out/manual-gpt --interactive      a prompt per line, until Ctrl-D
-python sample.py out/translation-gpt --prompt "twelve thousand"       ... or answers
+python sample.py out/translation-gpt --prompt "three hundred and ten"       ... or answers
 python sample.py out/credit-gpt --input new.csv    a classifier: probabilities; without, its report
 """
 

@@ -99,11 +99,11 @@ class LanguageModel(Module):
     def _mask(self, ids, mask, past, before):
         """-> the mask of past and new tokens together, None if none is padding"""
         xp, (B, T) = module_of(ids), ids.shape
-        if mask is not None and xp.shape(mask) != (B, T):
-            raise ValueError(f"model: expected a mask of shape {(B, T)}, got {xp.shape(mask)}")
+        if mask is not None and mask.shape != (B, T):
+            raise ValueError(f"model: expected a mask of shape {(B, T)}, got {mask.shape}")
         if mask is None and before is None:
             return None
-        mask = xp.ones((B, T), int) if mask is None else (xp.asarray(mask) != 0).astype(int)
+        mask = xp.ones((B, T), int) if mask is None else (mask != 0).astype(int)
         before = xp.ones((B, past), int) if before is None else before
         return xp.concatenate([before, mask], axis=1)
 
