@@ -154,7 +154,9 @@ def numerals(seed, each=8000):
         numbers = first + rng.permutation(9 * first)
         test.extend(numbers[:250])
         validation.extend(numbers[250:300])
-        train.extend(rng.choice(numbers[300:], each))
+        unit = 10 ** (rng.integers(len(str(first)), size=each) * rng.integers(2, size=each))
+        drawn = rng.choice(numbers[300:], each) // unit * unit  # half may end in zeros: people ask
+        train.extend(drawn[~np.isin(drawn, numbers[:300])])  # for these, and few numbers do
     parts = []
     for part in (train, validation, test):
         spelled = [(english(n), chinese(n)) for n in part]
