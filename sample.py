@@ -12,6 +12,7 @@ import contextlib
 import csv
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -85,43 +86,15 @@ def main(words=None):
             piped = sys.stdin and not sys.stdin.isatty()
             args.prompt = sys.stdin.read().rstrip("\n") if piped else ""
             if "task" in about and not args.prompt:
-                return answer(model, tokenizer, about)
+                return examine(model, tokenizer, about)
     except BrokenPipeError:
         raise  # of a report, see below
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    rng = np.random.default_rng(args.seed)
-    how = {name: getattr(args, name) for name in ("stop", "temperature", "top_k", "top_p")}
-    if how["temperature"] is None:
-        how["temperature"] = 0 if "task" in about else 0.8
-
-    def write(prompt):
-        """Print the prompt, without letters that the model does not know, and what follows."""
-        unknown = tokenizer.unknown(prompt)
-        if unknown:
-            print(f"sample.py: left out, unknown to {run}: {unknown!r}", file=sys.stderr)
-            prompt = "".join(c for c in prompt if c not in unknown)
-        start = prompt or ("\n" if not tokenizer.unknown("\n") else tokenizer.decode([0]))
-        if "task" in about:
-            from minigpt.datasets.tasks import asked
-
-            if not prompt.strip():
-                return print("sample.py: nothing is asked", file=sys.stderr)
-            start, how["stop"] = asked(prompt), "\n"
-        if (n := len(tokenizer.encode(start))) > (size := model.block_size):
-            print(f"sample.py: the prompt has {n} tokens, {run} reads the last {size}",
-                  file=sys.stderr)  # fmt: skip
-        for _ in range(args.count):
-            if "task" in about:
-                print("".join(stream(model, tokenizer, start, args.tokens, rng, **how)).strip())
-                continue
-            print(prompt, end="", flush=True)
-            for piece in stream(model, tokenizer, start, args.tokens, rng, **how):
-                print(piece, end="", flush=True)
-            print()
-
+    reply = ask if "task" in about else write
+    reply = partial(reply, model, tokenizer, run, args, np.random.default_rng(args.seed))
     if args.prompt is not None:
-        write(args.prompt)
+        reply(args.prompt)
     if args.interactive:
         with contextlib.suppress(ImportError):  # arrow keys and history in input()
             import readline  # noqa: F401
@@ -130,7 +103,46 @@ def main(words=None):
             line = input("> ")
         except (EOFError, RuntimeError):  # Ctrl-D, or no standard input at all
             return print()
-        write(line)
+        reply(line)
+
+
+def write(model, tokenizer, run, args, rng, prompt):
+    """Print the prompt and what follows it, as it comes."""
+    prompt = known(tokenizer, run, prompt)
+    start = prompt or ("\n" if not tokenizer.unknown("\n") else tokenizer.decode([0]))
+    for _ in range(args.count):
+        print(prompt, end="", flush=True)
+        for piece in pieces(model, tokenizer, run, args, rng, start, args.stop, 0.8):
+            print(piece, end="", flush=True)
+        print()
+
+
+def ask(model, tokenizer, run, args, rng, question):
+    """Print the answer to the question, alone."""
+    from minigpt.datasets.tasks import asked
+
+    question = known(tokenizer, run, question)
+    if not question.strip():
+        return print("sample.py: nothing is asked", file=sys.stderr)
+    for _ in range(args.count):
+        answer = pieces(model, tokenizer, run, args, rng, asked(question), "\n", 0)
+        print("".join(answer).strip())
+
+
+def known(tokenizer, run, prompt):
+    """The prompt without letters that the model does not know, which are named."""
+    if unknown := tokenizer.unknown(prompt):
+        print(f"sample.py: left out, unknown to {run}: {unknown!r}", file=sys.stderr)
+    return "".join(c for c in prompt if c not in unknown)
+
+
+def pieces(model, tokenizer, run, args, rng, start, stop, temperature):
+    """What the model writes after start, piece by piece; temperature: unless one is given."""
+    if (n := len(tokenizer.encode(start))) > (size := model.block_size):
+        print(f"sample.py: the prompt has {n} tokens, {run} reads the last {size}", file=sys.stderr)
+    temperature = temperature if args.temperature is None else args.temperature
+    how = {"temperature": temperature, "top_k": args.top_k, "top_p": args.top_p}
+    return stream(model, tokenizer, start, args.tokens, rng, stop, **how)
 
 
 def newest():
@@ -141,7 +153,7 @@ def newest():
     return max(found, key=lambda path: path.stat().st_mtime).parent
 
 
-def answer(model, tokenizer, about):
+def examine(model, tokenizer, about):
     """Print how many held-out answers are exact."""
     from minigpt.datasets import tasks
     from minigpt.training.scores import exact_by_kind
