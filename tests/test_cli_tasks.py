@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cli import TEXT, child, mistake, said, tree
-from test_cli_classify import STEPS, until
+from test_cli_classify import STEPS, stop_and_resume
 
 import sample
 import train
@@ -133,17 +133,7 @@ def test_the_exact_answers_said_on_the_way_are_to_questions_of_all_lengths(place
 @pytest.mark.parametrize("words", ["--model lstm", "--tokenizer bpe --vocab-size 270"])
 def test_a_run_stopped_and_resumed_ends_as_if_it_had_not_been(place, monkeypatch, capsys, words):
     words = ["--data", "pairs.tsv", *FEW, "--steps", "7", *words.split(), "--dropout", "0.1"]
-    train.main([*words, "--out", "whole"])
-    with monkeypatch.context() as patch:
-        patch.setattr(train.Trainer, "train_step", lambda self: until(4, self))
-        train.main([*words, "--out", "my run"])
-    last = capsys.readouterr().out.splitlines()[-1]
-    command = re.search(r"stopped after step 5; continue: python train.py (.*)", last)
-    train.main(shlex.split(command[1]))
-    assert "continues after step 5 of 7" in capsys.readouterr().out
-    for name in ("last", "best"):
-        files = [Path(run, f"{name}.safetensors").read_bytes() for run in ("whole", "my run")]
-        assert files[0] == files[1]
+    stop_and_resume(words, monkeypatch, capsys)
 
 
 def test_resume_and_report_refuse_other_pairs(place, trained, capsys, monkeypatch):
