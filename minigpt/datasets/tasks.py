@@ -146,17 +146,18 @@ def chinese_digits(n):
 
 
 def numerals(seed, each=8000):
-    """Numbers 0 to 999,999, English to Chinese numerals and back; as many of two digits at most, of
-    3, 4, 5 and 6. Numbers from 100 on are held out, all smaller ones are the dictionary."""
+    """Numbers 0 to 999,999, English to Chinese numerals and back, about as many of two digits at
+    most as of 3, 4, 5, 6. Held out are numbers from 100 on: smaller ones are the dictionary."""
     rng, validation, test = np.random.default_rng(seed), [], []
     train = [*range(100)] * (each // 100)
     for first in (100, 1000, 10_000, 100_000):
         numbers = first + rng.permutation(9 * first)
         test.extend(numbers[:250])
         validation.extend(numbers[250:300])
+        # Round numbers, which people ask for, are rare: half get 0 or more zeros at their end.
         unit = 10 ** (rng.integers(len(str(first)), size=each) * rng.integers(2, size=each))
-        drawn = rng.choice(numbers[300:], each) // unit * unit  # half may end in zeros: people ask
-        train.extend(drawn[~np.isin(drawn, numbers[:300])])  # for these, and few numbers do
+        drawn = rng.choice(numbers[300:], each) // unit * unit
+        train.extend(drawn[~np.isin(drawn, numbers[:300])])
     parts = []
     for part in (train, validation, test):
         spelled = [(english(n), chinese(n)) for n in part]
@@ -248,13 +249,11 @@ class World:
                 (f"Who has the {thing}?", self.holder[thing] or "nobody", "who has it (1 fact)"),
                 (f"How many things does {who} have?", ("none", *ONES[1:4])[n], count),
             ]
-            if before and place not in before:
+            if before and place not in before:  # seldom, so three times as likely
                 question = f"Where was the {thing} before the {place}?"
-                asks += 3 * [
-                    (question, before[-1], "where was a thing (3 facts)")
-                ]  # seldom possible
+                asks += 3 * [(question, before[-1], "where was a thing (3 facts)")]
         return self.pick(asks)
 
     def yes_or_no(self, what, place):
-        asked = self.pick([place, self.pick([other for other in PLACES if other != place])])
-        return f"Is {what} in the {asked}?", "yes" if asked == place else "no"
+        there = self.pick([place, self.pick([other for other in PLACES if other != place])])
+        return f"Is {what} in the {there}?", "yes" if there == place else "no"

@@ -74,8 +74,8 @@ def conv2d_backward(dy, saved):
         np.matmul(g, matrix.swapaxes(1, 2), out=rows)  # written over patches
         for i, j in np.ndindex(how[0]):
             d_windows[:, part, :, :, i, j] += patches[:, :, :, :, i, j]
-    db = np.ones(dy.size // dy.shape[3], dy.dtype) @ dy.reshape(-1, dy.shape[3])
-    return dx[inside], dw, db if biased else None
+    dy = dy.reshape(-1, dy.shape[3])
+    return dx[inside], dw, np.ones(len(dy), dy.dtype) @ dy if biased else None
 
 
 def relu_forward(x):
