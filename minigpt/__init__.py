@@ -1,6 +1,8 @@
 """minigpt: large models from scratch. The table of contents, in reading order.
 
-engine/device.py         NumPy or CuPy: who owns an array, and moving it
+messages.py              what the program says: lines, errors with a remedy, nearest names
+engine/arrays.py         NumPy or CuPy: who owns an array, and moving it
+engine/device.py         choosing a GPU; the allocator
 engine/autograd.py       Tensor (a value), Node (its history), record, backward, no_grad
 engine/ops.py            the primitive operations, each with its derivative
 engine/functional.py     the formulas of deep learning, each defined once, in primitive operations
@@ -27,6 +29,7 @@ datasets/text.py         corpora, windows, and what a model must beat
 datasets/signals.py      images and sounds as arrays
 datasets/tasks.py        questions and answers, numerals, pairs, as text
 datasets/tables.py       examples for classifiers: images, sounds, CSV files
+training/ranks.py        the interface of a rank: one of the processes that train together
 training/parallel.py     several processes that share each batch
 training/optim.py        Muon, AdamW, SGD, clipping, schedules
 training/defaults.py     the options' defaults for each kind of data and model

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from minigpt.engine.arrays import to_numpy
 from minigpt.engine.autograd import arrays
-from minigpt.engine.device import to_numpy
 
 
 def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):

@@ -5,8 +5,8 @@ from functools import reduce
 
 import numpy as np
 
+from minigpt.engine.arrays import to_numpy
 from minigpt.engine.autograd import Tensor, no_grad, plain
-from minigpt.engine.device import to_numpy
 
 
 def draw(*shape, seed=0):

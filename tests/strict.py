@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from minigpt.engine.device import LIBRARIES
+from minigpt.engine.arrays import LIBRARIES
 from minigpt.engine.functional import PAIRS
 
 syncs = Counter()

@@ -11,8 +11,9 @@ from strict import StrictArray, registered, strict, syncs
 from test_functional import CASES, definition
 from test_ops import ROWS
 
+from minigpt.engine.arrays import LIBRARIES, module_of, to_numpy, uniform
 from minigpt.engine.autograd import Tensor, plain
-from minigpt.engine.device import LIBRARIES, module_of, select, to_numpy, uniform
+from minigpt.engine.device import select
 
 
 @pytest.fixture
@@ -140,7 +141,9 @@ def test_without_a_gpu_gpu_raises_in_one_line_and_auto_gives_numpy_with_the_reas
 @pytest.mark.parametrize("name", ["auto", "gpu"])
 def test_gpu_that_answers_is_selected_and_its_arrays_are_known(name, monkeypatch):
     cupy = fake_cupy(monkeypatch, lambda shape, dtype: strict.ones(shape, dtype))
-    monkeypatch.setattr("minigpt.engine.device.LIBRARIES", dict(LIBRARIES))
+    libraries = dict(LIBRARIES)
+    for module in ("arrays", "device"):
+        monkeypatch.setattr(f"minigpt.engine.{module}.LIBRARIES", libraries)
     assert select(name) == (cupy, "GPU, CuPy 14.2.0")
     assert module_of(StrictArray(draw(3))) is cupy
 

@@ -9,8 +9,8 @@ import pytest
 from strict import registered, strict, syncs
 
 from minigpt import Tensor, no_grad
+from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import plain
-from minigpt.engine.device import module_of, to_numpy
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
 from minigpt.nn import families

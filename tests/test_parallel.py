@@ -19,7 +19,8 @@ from test_training import IDS, files, new_trainer
 from threadpoolctl import threadpool_info
 
 from minigpt.training import checkpoint, parallel
-from minigpt.training.parallel import Alone, run
+from minigpt.training.parallel import run
+from minigpt.training.ranks import Alone
 from minigpt.training.trainer import mean_loss
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ import pytest
 from strict import registered, strict
 
 from minigpt.datasets.text import Windows, windows_in_order
+from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import Tensor, plain
-from minigpt.engine.device import module_of
 from minigpt.generate import generate
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.module import Flat, Module

@@ -11,16 +11,12 @@ from math import pi, prod
 
 import numpy as np
 
+from minigpt.messages import check
+
 MNIST = [f"{a}-{b}-ubyte" for a in ("train", "t10k") for b in ("images-idx3", "labels-idx1")]
 RATE, SAMPLES = 8000, 4000  # of a generated sound: per second, in all
 # above 110 Hz, over three octaves: what is tested was not heard in training
 SEMITONES = [[s for s in range(36) if s % 5 in rests] for rests in ((0, 1, 3), (2,), (4,))]
-
-
-def check(right, where, expected, got, remedy):
-    """Raise ValueError in the project's words unless what was expected is right."""
-    if not right:
-        raise ValueError(f"{where}: expected {expected}, got {got}; {remedy}")
 
 
 def labels(names, where):

@@ -1,7 +1,6 @@
 """Examples for classifiers: images, sounds and tables, as arrays of numbers."""
 
 import csv
-import difflib
 import io
 import zlib
 from dataclasses import dataclass
@@ -10,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.datasets import signals
-from minigpt.datasets.signals import ArrayEncoder, check
+from minigpt.datasets.signals import ArrayEncoder
 from minigpt.datasets.stream import Shuffled
+from minigpt.messages import check, nearest
 
 NAMES = {"digits": "image", "sounds": "sound", "tumours": "table", "credit": "table"}
 NAMES |= {"qa": "task", "translation": "task"}
@@ -109,7 +109,7 @@ def kind_of(name, target):
             some = ", ".join(list(read_csv(name))[:5])
             check(False, name, "--target COLUMN", "none", f"add it with a column, say of {some}")
         return "table"
-    if not path.exists() and difflib.get_close_matches(name, NAMES):
+    if not path.exists() and nearest(name, NAMES):
         raise absent(name)
     if signals.mnist_files(path):
         return "image"
@@ -118,8 +118,7 @@ def kind_of(name, target):
 
 
 def absent(name):
-    near = difflib.get_close_matches(str(name), NAMES)
-    remedy = f"did you mean {near[0]}?" if near else f"check the path or use {', '.join(NAMES)}"
+    remedy = nearest(str(name), NAMES, f"check the path or use {', '.join(NAMES)}")
     return FileNotFoundError(f"{name}: expected a file or folder, found nothing; {remedy}")
 
 
@@ -280,8 +279,8 @@ def numbers(cells, column):
 def table(path, seed, target, positive=None, audited=None):
     """Examples of a CSV; positive: the class to find, None for the second of two."""
     columns = read_csv(path)
-    near = difflib.get_close_matches(str(target), columns, 1, 0)[0]
-    check(target in columns, path, f"a column {target}", "none", f"did you mean {near}?")
+    remedy = nearest(str(target), columns, f"name one of {', '.join(columns)}")
+    check(target in columns, path, f"a column {target}", "none", remedy)
     cells, where = columns.pop(target), f"{path}: column {target}"
     check(columns, where, "further columns to learn from", "none", "add some")
     count, gaps = len(set(cells)), sum(cell in MISSING for cell in cells)

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigpt.datasets.signals import check
 from minigpt.datasets.stream import Shuffled
 from minigpt.datasets.text import read_file
 from minigpt.engine.functional import IGNORED
+from minigpt.messages import check
 
 PEOPLE = ("Mary", "John", "Sandra", "Daniel", "Emma", "Peter")
 PLACES = ("kitchen", "garden", "office", "bedroom", "hallway", "cellar")

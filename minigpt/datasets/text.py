@@ -2,7 +2,6 @@
 
 import ast
 import bz2
-import difflib
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.datasets.stream import Shuffled
+from minigpt.messages import nearest
 
 NAMES = ["manual"]  # texts that need no file
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}
@@ -60,8 +60,7 @@ def read_file(path):
     Raises FileNotFoundError, or ValueError for a folder, for no text and for no UTF-8.
     """
     if not os.path.exists(path):
-        near = difflib.get_close_matches(path, NAMES)
-        remedy = f"did you mean {near[0]}?" if near else f"check the path or use {NAMES[0]}"
+        remedy = nearest(path, NAMES, f"check the path or use {NAMES[0]}")
         raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
     if os.path.isdir(path):
         raise ValueError(f"{path}: expected a text file, got a folder; name files in it")

@@ -15,7 +15,7 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from minigpt.engine.device import LIBRARIES, module_of
+from minigpt.engine.arrays import LIBRARIES, module_of
 
 _order = itertools.count()
 

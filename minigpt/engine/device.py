@@ -1,7 +1,6 @@
-"""Which library owns an array, NumPy or CuPy, and how arrays move between the two.
+"""Choosing where to compute: on a GPU through CuPy if one answers, otherwise on the CPU.
 
-Arrays decide: every op calls the library that `module_of` finds for its operand, so one text runs
-on CPU and GPU. Only this file imports cupy.
+Only this file imports cupy.
 """
 
 import ctypes
@@ -9,27 +8,7 @@ import sys
 
 import numpy as np
 
-LIBRARIES = {np.ndarray: np}  # array type -> its library; select() adds CuPy, tests a stand-in
-
-
-def module_of(x):
-    """The library that owns the array x; Python and NumPy scalars belong to NumPy."""
-    return LIBRARIES.get(type(x), np)
-
-
-def to_numpy(x):
-    """The array x as a NumPy array, copied from the GPU if it is there."""
-    xp = module_of(x)
-    return np.asarray(x) if xp is np else xp.asnumpy(x)
-
-
-def uniform(xp, shape, seed):
-    """Numbers in [0, 1), float32, from Philox keyed by seed, which alone gives the same again.
-
-    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
-    """
-    philox = xp.random.Philox if xp is np else xp.random.Philox4x3210
-    return xp.random.Generator(philox(seed)).random(shape, dtype=xp.float32)
+from minigpt.engine.arrays import LIBRARIES
 
 
 def select(name="auto"):

@@ -1,6 +1,6 @@
 """Fast pairs on CuPy arrays; see fast_numpy.py. For CuPy 14.2.0, timed on no GPU yet."""
 
-from minigpt.engine.device import module_of
+from minigpt.engine.arrays import module_of
 
 
 def softmax_forward(x, axis=-1):

@@ -8,8 +8,8 @@ the same values come out, only later. Convolution and recurrence follow in files
 from functools import wraps
 from inspect import signature
 
+from minigpt.engine.arrays import module_of, uniform
 from minigpt.engine.autograd import Tensor, mode, raw, record
-from minigpt.engine.device import module_of, uniform
 from minigpt.engine.ops import (
     concatenate,
     exp,

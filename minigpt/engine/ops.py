@@ -7,8 +7,8 @@ sums each gradient back to its input's shape. The last lines give Tensor its ope
 import math
 from itertools import accumulate, pairwise
 
+from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import Tensor, raw, record
-from minigpt.engine.device import module_of
 
 
 def add(a, b):

@@ -1,7 +1,7 @@
 """The attention mixer: every position gathers what it needs from the positions before it."""
 
+from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import raw
-from minigpt.engine.device import module_of
 from minigpt.engine.functional import attention
 from minigpt.engine.ops import split
 from minigpt.nn.layers import Dropout, Linear

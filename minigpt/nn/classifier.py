@@ -4,8 +4,8 @@ An image (Y, X, C) is read row by row (recurrence) or in square patches (attenti
 frames, a table's row (F,) column by column: its shape says how many features each column has.
 """
 
+from minigpt.engine.arrays import module_of
 from minigpt.engine.convolution import max_pool2d, relu
-from minigpt.engine.device import module_of
 from minigpt.engine.ops import matmul, mean
 from minigpt.nn.attention import Attention
 from minigpt.nn.convolution import Conv

@@ -2,8 +2,8 @@
 
 import math
 
+from minigpt.engine.arrays import module_of
 from minigpt.engine.convolution import conv1d, conv2d
-from minigpt.engine.device import module_of
 from minigpt.engine.ops import concatenate, split, tanh
 from minigpt.engine.recurrence import sigmoid
 from minigpt.nn.layers import Linear, last_inputs, without_padding

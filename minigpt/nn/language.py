@@ -3,7 +3,7 @@
 import sys
 from functools import partial
 
-from minigpt.engine.device import module_of
+from minigpt.engine.arrays import module_of
 from minigpt.engine.functional import relu2, token_shift
 from minigpt.engine.ops import matmul, transpose
 from minigpt.nn.attention import positions

@@ -1,7 +1,7 @@
 """The layers every architecture shares: parameters and the formula that uses them."""
 
+from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import raw
-from minigpt.engine.device import module_of
 from minigpt.engine.functional import dropout, embedding, gelu, layer_norm, linear
 from minigpt.nn.module import Module, constant, normal
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import Tensor
-from minigpt.engine.device import module_of, to_numpy
 
 
 def normal(rng, shape, std):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import raw
-from minigpt.engine.device import module_of, to_numpy
 from minigpt.engine.recurrence import gru, lstm, rnn
 from minigpt.nn.module import Mixer, constant, normal
 

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
-from minigpt.engine.device import to_numpy
+from minigpt.engine.arrays import to_numpy
 
 KEY, VERSION = "minigpt", 2  # where the JSON stands in the header, and the layout it has
 

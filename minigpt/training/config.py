@@ -1,13 +1,13 @@
 """Everything a run can be told: one dataclass, which is also its command line and its JSON."""
 
 import argparse
-import difflib
 import math
 import operator
 from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import partial
 
+from minigpt.messages import nearest
 from minigpt.training.optim import OPTIMIZERS, SCHEDULES
 
 COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
@@ -121,13 +121,12 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         if message.startswith("unrecognized arguments: -"):
             word = message.split()[2].partition("=")[0]
-            near = difflib.get_close_matches(word, self._option_string_actions, 1)
-            hint = f"did you mean {near[0]}?" if near else "--help lists them"
+            hint = nearest(word, self._option_string_actions, "--help lists them")
             message = f"unknown option {word}; {hint}"
         elif "invalid choice: '" in message:
             _, word, listed = message.split("'", 2)
-            near = difflib.get_close_matches(word, listed.translate(dict.fromkeys(b"',()")).split())
-            message += f"; did you mean {near[0]}?" if near else ""
+            hint = nearest(word, listed.translate(dict.fromkeys(b"',()")).split())
+            message += f"; {hint}" if hint else ""
         self.exit(2, f"{self.prog}: {message}\n")
 
 

@@ -3,8 +3,8 @@
 import math
 from types import SimpleNamespace
 
-from minigpt.engine.device import module_of
-from minigpt.training.parallel import Alone
+from minigpt.engine.arrays import module_of
+from minigpt.training.ranks import Alone
 
 
 class SGD:

@@ -21,24 +21,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from minigpt.engine import device
-
-
-class Alone:
-    """One rank, which has nobody to wait for; also the interface of every kind of rank."""
-
-    rank, size = 0, 1
-    zeros = None  # zeros(n, dtype): this rank's vector for all_reduce; None: any will do
-
-    def all_reduce(self, vector):
-        """Add up the vectors of all ranks, in order of rank, into the vector of each."""
-
-    def all_gather(self, value):
-        """-> [value of rank 0, of rank 1, ...], small ones, on every rank"""
-        return [value]
-
-    def barrier(self):
-        """Return when every rank has come here."""
-        self.all_gather(None)
+from minigpt.training.ranks import Alone
 
 
 class Process(Alone):

@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from minigpt.engine.arrays import to_numpy
 from minigpt.engine.autograd import no_grad
-from minigpt.engine.device import to_numpy
 from minigpt.engine.functional import IGNORED, softmax
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import no_grad
-from minigpt.engine.device import module_of
 from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.training import checkpoint
 from minigpt.training.optim import clip, rate_at
-from minigpt.training.parallel import Alone
+from minigpt.training.ranks import Alone
 
 NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
 STATE = ("step", "best", "stale", "recent")  # attributes that a checkpoint keeps

@@ -1,0 +1,29 @@
+"""Which library owns an array, NumPy or CuPy. The arrays decide where a computation runs.
+
+Every op asks `module_of` for the library of its operand and calls the function of that library,
+so one text runs on the CPU and on a GPU. device.py adds CuPy here once it has found a GPU.
+"""
+
+import numpy as np
+
+LIBRARIES = {np.ndarray: np}  # type of array -> its library; device.py adds CuPy, tests a stand-in
+
+
+def module_of(x):
+    """The library that owns the array x; Python and NumPy scalars belong to NumPy."""
+    return LIBRARIES.get(type(x), np)
+
+
+def to_numpy(x):
+    """The array x as a NumPy array, copied from the GPU if it is there."""
+    xp = module_of(x)
+    return np.asarray(x) if xp is np else xp.asnumpy(x)
+
+
+def uniform(xp, shape, seed):
+    """Numbers in [0, 1), float32, from Philox keyed by seed, which alone gives the same again.
+
+    Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+    """
+    philox = xp.random.Philox if xp is np else xp.random.Philox4x3210
+    return xp.random.Generator(philox(seed)).random(shape, dtype=xp.float32)

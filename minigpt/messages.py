@@ -1,0 +1,33 @@
+"""What the program says to its user: lines under their step, errors with a remedy."""
+
+import difflib
+from importlib import import_module
+
+
+def say(step, message):
+    """Print a line under the name of its step; step is "" in the lines that follow the first."""
+    print(f"{step:<14} {message}", flush=True)
+
+
+def check(right, where, expected, got, remedy):
+    """Raise ValueError in the project's words unless `right`: where, expected, got; what to do."""
+    if not right:
+        raise ValueError(f"{where}: expected {expected}, got {got}; {remedy}")
+
+
+def nearest(word, known, otherwise=""):
+    """A remedy for a misspelt word: "did you mean X?", or `otherwise` if no known word is close."""
+    near = difflib.get_close_matches(word, known, 1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
+def look_up(table, name, where):
+    """What a name that a user typed stands for: table[name] is "module:attribute", imported now.
+
+    Raises ValueError, with the nearest name, if the table has no such name.
+    """
+    if name not in table:
+        remedy = nearest(name, table, f"choose one of {', '.join(table)}")
+        raise ValueError(f"{where}: expected a known name, got {name!r}; {remedy}")
+    module, attribute = table[name].split(":")
+    return getattr(import_module(module), attribute)
