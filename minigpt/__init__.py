@@ -1,46 +1,75 @@
-"""minigpt: large models from scratch. The table of contents, in reading order.
+"""minigpt: large models from scratch. The table of contents, in parts and in reading order.
 
-messages.py              what the program says: lines, errors with a remedy, nearest names
-engine/arrays.py         NumPy or CuPy: who owns an array, and moving it
-engine/device.py         choosing a GPU; the allocator
-engine/autograd.py       Tensor (a value), Node (its history), record, backward, no_grad
-engine/ops.py            the primitive operations, each with its derivative
-engine/functional.py     the formulas of deep learning, each defined once, in primitive operations
-engine/fast_numpy.py     fast forward and backward pairs for some of them
-engine/fast_cupy.py      the same for CuPy
-engine/fast_convolution.py  fast pairs of convolution on NumPy
-engine/convolution.py    convolution, ReLU, pooling, defined in primitive operations
-engine/fast_recurrence.py   fast pairs of recurrence on NumPy
-engine/recurrence.py     RNN, LSTM and GRU, defined in primitive operations
-nn/module.py             Module: parameters, state_dict, train and eval; initialisers; flat vectors
-nn/layers.py             Linear, Embedding, LayerNorm, Dropout, MLP
-nn/attention.py          the attention mixer and its state, keys and values
-nn/recurrence.py         the recurrence mixer: RNN, LSTM, GRU
-nn/convolution.py        convolution as a layer, and as a causal mixer
-nn/language.py           Block, LanguageModel, its state
-nn/gpt.py                GPT, GPT-2 and GPT-3: their form and config
-nn/presets.py            the papers' sizes, counted; Hugging Face's names
-nn/families.py           every model by its name: one block, three mechanisms
-nn/classifier.py         classifiers: a CNN, or rows, patches, columns through the same blocks
-datasets/bpe.py          byte-level BPE: frequent strings as tokens, GPT-2's files
-datasets/tokenizers.py   text <-> ids
-datasets/stream.py       items in random order, each once per epoch
-datasets/text.py         corpora, windows, and what a model must beat
-datasets/signals.py      images and sounds as arrays
-datasets/tasks.py        questions and answers, numerals, pairs, as text
-datasets/tables.py       examples for classifiers: images, sounds, CSV files
-training/ranks.py        the interface of a rank: one of the processes that train together
-training/parallel.py     several processes that share each batch
-training/optim.py        Muon, AdamW, SGD, clipping, schedules
-training/defaults.py     the options' defaults for each kind of data and model
-training/costs.py        memory, time, energy and CO2 of a training
-training/config.py       one dataclass <-> command line <-> JSON
-training/checkpoint.py   one safetensors file, written atomically
-training/scores.py       accuracy, AUC, sensitivity, exact match
-training/trainer.py      the training loop
-generate.py              temperature, top-k, top-p; text as it comes
+A chapter uses earlier chapters only, so nothing has to be taken on trust. The numbers are minutes
+of careful reading. The path alone explains how a GPT learns and writes; after it, every part can be
+read by itself. `python -m tests.golden` prints which lines of the path a training really runs.
+
+THE PATH, GPT-2 from the derivative to the sample
+messages.py               2  what the program says: lines, errors with a remedy, nearest names
+engine/arrays.py          3  which library owns an array: NumPy or CuPy
+engine/autograd.py       25  Tensor (a value), Node (its history), and the walk back: backward
+engine/ops.py            25  the primitive operations, each with its derivative
+engine/functional.py     25  the formulas of GPT-2, each defined once, in primitive operations
+nn/module.py             12  Module: parameters and their names; all of them as one flat vector
+nn/layers.py              5  Linear, Embedding, LayerNorm, Dropout, MLP
+nn/attention.py           8  attention, and what it remembers: keys and values
+nn/language.py           12  the block, the residual stream, the head: a language model
+nn/gpt.py                10  GPT-2's form, and GPT-3's
+nn/presets.py             3  the papers' sizes
+datasets/tokenizers.py    5  text to numbers and back
+datasets/stream.py        4  items in random order, each once per epoch
+datasets/text.py         15  texts, windows, and what a model must beat: counting
+training/optim.py        12  AdamW and SGD, clipping, the learning rate's schedule
+training/config.py       10  the options: one dataclass is command line and JSON
+training/checkpoint.py    8  one file that holds a run, written whole or not at all
+training/ranks.py         2  what training asks of the processes that share it
+training/trainer.py      20  the training loop
+generate.py              10  temperature, top-k, top-p; text as it comes
+applications/application.py  10  what a run is for: the six steps, as train.py calls them
+applications/writing.py  12  text goes on
+
+THE RECIPE, what measurement adds to GPT-2
+engine/recipe.py          8  rotary positions, token shift, ReLU^2
+nn/recipe.py             10  the block and the model that use them
+training/muon.py          8  Muon: all directions of a matrix learn at one pace
+
+OTHER MECHANISMS
+engine/recurrence.py      8  RNN, LSTM and GRU
+nn/recurrence.py          5  recurrence as a mixer
+engine/convolution.py     7  convolution, ReLU, pooling
+nn/convolution.py         6  convolution as a layer, and as a causal mixer
+
+OTHER APPLICATIONS
+datasets/bpe.py          18  byte-level BPE: frequent strings as tokens, GPT-2's files
+datasets/stories.py      12  stories, and questions about them
+datasets/numerals.py      5  numbers in English and in Chinese
+datasets/tasks.py        12  questions and answers, translation, pairs: tasks as text
+datasets/splits.py        4  which examples are learned from, and which are held out
+datasets/signals.py      15  images and sounds as arrays
+datasets/tables.py       15  tables as arrays
+datasets/examples.py     10  the examples that classifiers learn from
+datasets/catalogue.py     6  which kind of data a name stands for
+nn/classifier.py         10  classifiers: a CNN, or tokens through the recipe's blocks
+training/scores.py       12  accuracy, AUC, sensitivity, exact match
+applications/answering.py    6  questions, translation and pairs
+applications/classifying.py  6  images, sounds and tables
+training/defaults.py      2  the options' defaults for every kind of data and model
+training/costs.py         5  memory, time, energy and CO2 of a training
+applications/plan.py     15  from the command line to a run; what a model would need: --dry-run
+__main__.py               3  python -m minigpt: your runs, and what to do next
+
+SPEED, which changes how long it takes and nothing else
+engine/device.py          5  choosing a GPU; an allocator that keeps its pages
+engine/fast_numpy.py     30  fast pairs, forward and backward by hand, on NumPy
+engine/fast_convolution.py  10  the same for convolution
+engine/fast_recurrence.py   12  the same for recurrence
+engine/fast_cupy.py       2  the same on CuPy
+training/fast_optim.py    6  optimizers in place; Muon's matrices shared out
+training/parallel.py     10  processes that add up their gradients
+training/processes.py    12  starting them, ending them, and how many pay
 """
 
 from minigpt.engine.autograd import Tensor, no_grad
 
 __all__ = ["Tensor", "no_grad"]
+__version__ = "0.1.0"

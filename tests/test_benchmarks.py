@@ -10,8 +10,9 @@ import pytest
 from gradcheck import draw, gradcheck
 
 from minigpt.engine.autograd import Tensor
-from minigpt.nn.gpt import GPT, GPT2, GPTConfig
+from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.layers import Linear
+from minigpt.nn.recipe import GPT
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import learning, measure, suite, tables
 from tests.benchmarks.products import products

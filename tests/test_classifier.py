@@ -9,6 +9,7 @@ import pytest
 from minigpt import no_grad
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
+from minigpt.nn import model_class
 from minigpt.nn.attention import Attention
 from minigpt.nn.classifier import Columns, classifier
 from minigpt.nn.gpt import GPTConfig
@@ -28,7 +29,7 @@ def made(kind, name, classes=3, dtype=np.float32, seed=0, **shape):
     shape = {"block_size": 1, "n_layer": 2, "n_head": 2, "n_embd": 16} | shape
     rng = np.random.default_rng(seed)
     config = GPTConfig(classes, **shape)
-    return classifier(kind, name, SHAPES[kind], config, rng).to(dtype=dtype)
+    return classifier(kind, model_class(name), SHAPES[kind], config, rng).to(dtype=dtype)
 
 
 def examples(kind, n=12, classes=3, seed=1, dtype=np.float32):

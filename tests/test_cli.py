@@ -17,6 +17,7 @@ from safetensors.numpy import save_file
 
 import sample
 import train
+from minigpt import nn
 from minigpt.training import checkpoint
 
 ROOT = Path(train.__file__).parent
@@ -349,9 +350,9 @@ def test_without_a_prompt_the_model_begins_by_itself(trained, capsys):
 
 
 def test_a_model_of_another_version_is_told_in_one_line(folder, trained, capsys, monkeypatch):
-    monkeypatch.setattr(sample, "MODELS", ["lstm"])
+    monkeypatch.delitem(nn.MODELS, "gpt")
     error = mistake(sample.main, [str(trained), "--prompt", "the"], capsys, folder)
-    assert "best.safetensors: expected a model of lstm, got gpt; update" in error
+    assert "model: expected a known name, got 'gpt'; did you mean gpt2?" in error
 
 
 def test_a_folder_means_the_best_checkpoint_in_it(folder, trained, capsys):

@@ -13,10 +13,11 @@ from minigpt import Tensor, generate, no_grad
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine.autograd import arrays, plain
 from minigpt.generate import choose, stream
-from minigpt.nn import families
-from minigpt.nn.gpt import GPT, GPT2, GPTConfig
+from minigpt.nn import FAMILIES, model_class
+from minigpt.nn.gpt import GPT2, GPTConfig
+from minigpt.nn.recipe import GPT
 
-MODELS = {name: partial(families.language_model, name) for name in families.MODELS}
+MODELS = {name: model_class(name) for name in (*FAMILIES, "gpt2")}
 
 LOGITS = [1.3, -0.4, 2.9, 0.8, 2.2, -3.0]
 

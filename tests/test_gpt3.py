@@ -1,7 +1,6 @@
 """GPT-3: the survey's class, the window of every second block, the papers' sizes and costs."""
 
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +9,14 @@ from test_cli import SMALL, child, folder, mistake
 import sample
 import train
 from minigpt import no_grad
+from minigpt.datasets import text
 from minigpt.engine import fast_numpy
 from minigpt.generate import generate
-from minigpt.nn.families import MODELS, language_model
-from minigpt.nn.gpt import GPT2, GPT3, GPTConfig
-from minigpt.nn.presets import PRESETS, VOCABULARY, counted
-from minigpt.training import checkpoint, costs
-from minigpt.training.optim import OPTIMIZERS
+from minigpt.applications import plan
+from minigpt.nn import MODELS, model_class
+from minigpt.nn.gpt import BandedGPT, GPT2, GPT3, GPTConfig
+from minigpt.nn.presets import SIZES
+from minigpt.training import OPTIMIZERS, checkpoint, costs, optimizer_class
 
 place = folder  # the fixture, by a name that hides no import
 SHAPE = {"vocab_size": 11, "model_dim": 12, "num_layers": 2, "num_heads": 2}
@@ -43,7 +43,7 @@ def test_the_surveys_arguments_are_attributes_and_none_is_derived():
     derived = {"num_attention_heads": 3, "num_heads_per_decoder_layer": 3}
     expected = SHAPE | {"num_heads": 3, "num_intermediate_size": 48} | derived
     assert {name: getattr(model, name) for name in expected} == expected
-    assert (model.config.block_size, model.config.window) == (2048, 256)
+    assert (model.config.block_size, model.window) == (2048, 256)
 
 
 def test_all_seven_arguments_go_by_place_and_shape_the_model():
@@ -52,9 +52,8 @@ def test_all_seven_arguments_go_by_place_and_shape_the_model():
     assert [block.mixer.n_head for block in model.blocks] == [3, 3]
 
 
-def test_gpt3_is_gpt2s_form_drawn_from_seed_1337():
-    config = GPTConfig(11, 2048, 2, 2, 12, window=256)
-    twin, x = GPT2(config, np.random.default_rng(1337)), ids(2, 8)
+def test_gpt3_is_the_banded_form_drawn_from_seed_1337():
+    twin, x = BandedGPT(GPTConfig(11, 2048, 2, 2, 12), np.random.default_rng(1337)), ids(2, 8)
     np.testing.assert_array_equal(GPT3(**SHAPE)(x).data, twin(x).data)
 
 
@@ -163,10 +162,22 @@ def test_operations_of_a_window_are_those_of_the_keys_that_are_seen(T, window):
 # sizes
 
 
-def test_gpt2_built_and_counted_has_the_parameters_of_the_released_one():
-    config = PRESETS["gpt2"]
-    model = language_model("gpt2", config, SimpleNamespace(standard_normal=np.zeros))
-    assert model.parameter_count() == sum(counted("gpt2", config)[0].values()) == 124_439_808
+def outline(name):
+    """The paper's model of this name, without its weights."""
+    return plan.outline(plan.fitted("text", {"model": name}), 50257)
+
+
+def counted(model):
+    """How many numbers it learns, added up from the parts that --dry-run prints."""
+    parts, _ = plan.parts_of(model)
+    assert sum(parts.values()) == model.parameter_count()
+    return sum(parts.values())
+
+
+def test_gpt2_built_and_outlined_has_the_parameters_of_the_released_one():
+    config = GPTConfig(50257, 1024, 12, 12, 768)
+    model = GPT2(config, np.random.default_rng(0))
+    assert model.parameter_count() == counted(outline("gpt2")) == 124_439_808
 
 
 @pytest.mark.parametrize(
@@ -174,7 +185,7 @@ def test_gpt2_built_and_counted_has_the_parameters_of_the_released_one():
     [("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
 )  # of Hugging Face's models
 def test_larger_gpt2s_have_the_parameters_of_the_released_ones(name, expected):
-    assert sum(counted(name, PRESETS[name])[0].values()) == expected
+    assert counted(outline(name)) == expected
 
 
 @pytest.mark.parametrize(
@@ -191,27 +202,33 @@ def test_larger_gpt2s_have_the_parameters_of_the_released_ones(name, expected):
     ],
 )  # Brown et al. 2020, table D.1
 def test_gpt3s_have_the_parameters_of_the_paper(name, millions, off):
-    assert sum(counted(name, PRESETS[name])[0].values()) == pytest.approx(millions * 1e6, rel=off)
+    assert counted(outline(name)) == pytest.approx(millions * 1e6, rel=off)
 
 
 def test_a_gpt3_has_a_context_of_2048_and_a_window_a_gpt2_1024_and_none():
-    shapes = {(n[:4], c.vocab_size, c.block_size, c.window) for n, c in PRESETS.items()}
-    assert shapes == {("gpt2", 50257, 1024, None), ("gpt3", 50257, 2048, 256)}
+    for name, shape in SIZES.items():
+        if name != "gpt2-mini":
+            expected = (2048, 256) if name.startswith("gpt3") else (1024, None)
+            assert (shape[3], getattr(outline(name), "window", None)) == expected
 
 
-@pytest.mark.parametrize("name", [*MODELS, "gpt3-125m"])
+@pytest.mark.parametrize("name", ["gpt", "lstm", "gru", "rnn", "conv", "gpt2", "gpt3-125m"])
 @pytest.mark.parametrize("n_layer", [1, 2, 5])
-def test_counts_without_a_model_are_those_of_the_model(name, n_layer):
-    window = 8 if "gpt3" in name else None
-    config = GPTConfig(50, 32, n_layer, 2, 12, n_inner=40, window=window)
-    model = language_model(name, config, np.random.default_rng(0))
-    parts, hidden, attention = counted(name, config)
-    assert sum(parts.values()) == model.parameter_count()
+def test_an_outline_counts_as_the_model_does_and_takes_no_memory(name, n_layer):
+    config = GPTConfig(50, 32, n_layer, 2, 12, n_inner=40)
+    model = model_class(name)(config, np.random.default_rng(0))
+    drawn = model_class(name)(config, plan.Unwritten())
+    assert counted(drawn) == model.parameter_count()
+    assert drawn.flops_per_token() == model.flops_per_token()
+    shapes = [
+        {n: p.shape for n, p in m.named_parameters().items()} for m in (model, drawn)
+    ]
+    assert shapes[0] == shapes[1]
     matrices = [
         p.size for n, p in model.named_parameters().items() if n[:6] == "blocks" and p.ndim > 1
     ]
-    assert hidden == sum(matrices)
-    assert 6 * (hidden + parts["embeddings"]) + attention == model.flops_per_token()
+    assert plan.parts_of(drawn)[1] == sum(matrices)
+    assert all(p.data.base.size == 1 for p in drawn.named_parameters().values() if p.ndim > 1)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -219,11 +236,11 @@ def test_memory_is_what_the_optimizer_really_holds(optimizer):
     from minigpt.nn.module import Flat
 
     config = GPTConfig(48, 32, 2, 2, 16)  # all sizes are multiples of 16: Flat adds no room
-    flat = Flat(language_model("gpt2", config, np.random.default_rng(0)))
-    moments = OPTIMIZERS[optimizer](flat).moments.values()
-    parts, hidden, _ = counted("gpt2", config)
+    model = GPT2(config, np.random.default_rng(0))
+    flat = Flat(model)
+    moments = optimizer_class(optimizer)(flat).moments.values()
     expected = [flat.data.nbytes, flat.grad.nbytes, sum(a.nbytes for a in moments)]
-    assert [*costs.memory(sum(parts.values()), hidden, optimizer).values()] == expected
+    assert [*plan.memory(model, optimizer).values()] == expected
 
 
 # costs
@@ -258,12 +275,12 @@ def test_a_dry_run_answers_within_a_second():
     assert done.returncode == 0 and time.perf_counter() - start < 1
 
 
-@pytest.mark.parametrize("name", [*MODELS, *PRESETS])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_model_has_a_dry_run_that_its_options_change(name, capsys):
     words = f"--model {name} --n-layer 3 --n-head 2 --n-embd 32 --block-size 64"
     printed = dry(words, capsys)
-    shape = GPTConfig(VOCABULARY, 64, 3, 2, 32)
-    assert f"{sum(counted(name, shape)[0].values()):,}" in printed
+    model = model_class(name)(GPTConfig(50257, 64, 3, 2, 32), np.random.default_rng(0))
+    assert f"{model.parameter_count():,}" in printed
     assert "3 layers" in printed and "32 wide, context 64" in printed
     assert ("keys and values" in printed) == name.startswith("gpt")
 
@@ -291,7 +308,7 @@ def test_a_model_that_memory_cannot_hold_is_refused_before_anything_is_read(
     place, capsys, monkeypatch
 ):
     monkeypatch.setattr(costs, "room", lambda: 1.6e10)
-    monkeypatch.setattr(train.text, "load", None)  # nobody calls it
+    monkeypatch.setattr(text, "load", None)  # nobody calls it
     words = "--data text.txt --model gpt3-175b --optimizer adamw".split()
     error = mistake(train.main, words, capsys, place)
     assert "within 16 GB of memory, got 2.78 TB; " in error and "--dry-run" in error
@@ -299,26 +316,19 @@ def test_a_model_that_memory_cannot_hold_is_refused_before_anything_is_read(
 
 def test_the_papers_size_holds_where_no_option_says_otherwise():
     shape = {"n_layer": 24, "n_head": 16, "n_embd": 2048, "block_size": 2048}
-    assert train.sized({"model": "gpt3-1.3b"}) == {"model": "gpt3-1.3b"} | shape
-    given = {"model": "gpt3-1.3b", "n_layer": 2}
-    assert train.sized(given) == given | shape | {"n_layer": 2}
+    for kind in ("text", "task"):
+        config = vars(plan.fitted(kind, {"model": "gpt3-1.3b"}))
+        assert {name: config[name] for name in shape} == shape
+        config = vars(plan.fitted(kind, {"model": "gpt3-1.3b", "n_layer": 2}))
+        assert {name: config[name] for name in shape} == shape | {"n_layer": 2}
 
 
 def test_a_shrunken_gpt3_trains_samples_and_resumes_with_its_window(place, capsys):
     train.main(["--data", "text.txt", *SMALL, "--model", "gpt3-125m", "--n-layer", "2"])
     about = checkpoint.load("out/text-gpt3-125m/last.safetensors")[1]
-    assert about["model"]["window"] == 256 and about["config"]["model"] == "gpt3-125m"
+    assert about["config"]["model"] == "gpt3-125m"
+    blocks = sample.load("out/text-gpt3-125m", np)[0].blocks
+    assert [block.mixer.window for block in blocks] == [None, 256]
     sample.main(["out/text-gpt3-125m", "--prompt", "the", "--tokens", "30"])
     train.main("--resume --out out/text-gpt3-125m --steps 8".split())
     assert "continues after step 6 of 8" in capsys.readouterr().out
-
-
-def test_a_checkpoint_of_before_the_window_still_loads(place, capsys):
-    train.main(["--data", "text.txt", *SMALL, "--model", "gpt2"])
-    path = "out/text-gpt2/best.safetensors"
-    arrays, about = checkpoint.load(path)
-    del about["model"]["window"]
-    checkpoint.save("old.safetensors", arrays, about)
-    capsys.readouterr()
-    sample.main(["old.safetensors", "--prompt", "the", "--tokens", "5"])
-    assert len(capsys.readouterr().out) == 3 + 5 + 1

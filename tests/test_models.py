@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
-from minigpt.nn import families
+from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.nn.presets import hugging_face_name
@@ -23,7 +22,7 @@ from minigpt.training.optim import AdamW, Muon, clip
 TEXT = "the quick brown fox jumps over the lazy dog; a large language model learns to spell it. "
 
 
-MODELS = {name: partial(families.language_model, name) for name in families.MODELS}
+MODELS = {name: model_class(name) for name in (*FAMILIES, "gpt2")}
 every = pytest.mark.parametrize("form", MODELS.values(), ids=MODELS)
 endless = {name: form for name, form in MODELS.items() if name not in ("gpt", "gpt2")}
 beyond = pytest.mark.parametrize("form", endless.values(), ids=endless)

@@ -14,7 +14,7 @@ from minigpt.datasets.bpe import BPETokenizer
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.generate import generate
-from minigpt.nn.families import language_model
+from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.training import scores
@@ -534,7 +534,7 @@ FAMILIES = ["gpt", "lstm", "conv"]
 
 def model_of(name, vocab_size, block_size=24, width=16):
     config = GPTConfig(vocab_size, block_size=block_size, n_layer=2, n_head=2, n_embd=width)
-    return language_model(name, config, np.random.default_rng(0))
+    return model_class(name)(config, np.random.default_rng(0))
 
 
 def continued(model, prompts, n):

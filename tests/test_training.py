@@ -17,6 +17,7 @@ from minigpt.datasets.text import Windows, windows_in_order
 from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import Tensor, plain
 from minigpt.generate import generate
+from minigpt.nn import MODELS
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.module import Flat, Module
 from minigpt.training import checkpoint, trainer
@@ -612,7 +613,7 @@ def test_a_missing_checkpoint_is_a_missing_file(tmp_path):
 
 def parsed(*words):
     parser = Parser("train.py")
-    add_options(parser)
+    add_options(parser, MODELS)
     return parser, vars(parser.parse_args(words))
 
 
@@ -625,7 +626,8 @@ def other(f, default):
     values = {list: ["a.txt", "b.txt"], str: ["else"], bool: []}
     if f.type in (int, float):
         values[f.type] = [str((default or 1) * 2 if f.type is int else default / 2 + 0.1)]
-    choices = [c for c in f.metadata["argument"].get("choices", []) if c != default]
+    known = MODELS if f.name == "model" else f.metadata["argument"].get("choices", [])
+    choices = [c for c in known if c != default]
     return [option_of(f), *(choices[:1] or values[f.type])]
 
 

@@ -1,58 +1,52 @@
-"""The attention mixer: every position gathers what it needs from the positions before it."""
+"""The attention mixer: every position gathers what it needs from the positions before it.
+
+A position asks with its query q; every position answers a question with its key k and has something
+to tell, its value v. A query and a key that point the same way have a large product, and softmax
+turns the products into shares: what a position receives is the mean of the values, weighted so.
+"""
 
 from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import raw
 from minigpt.engine.functional import attention
 from minigpt.engine.ops import split
+from minigpt.messages import check
 from minigpt.nn.layers import Dropout, Linear
 from minigpt.nn.module import Mixer
 
 
-def positions(mask, past, T):
-    """Positions of T new tokens behind `past` others: a slice, or (B, T) if a mask (B, past + T)
-    tells padding, 0: real tokens are numbered from 0, padding in front of them has position 0."""
-    if mask is None:
-        return slice(past, past + T)
-    xp = module_of(mask)
-    return xp.clip(xp.cumsum(mask, axis=1) - 1, 0, None)[:, past:]
-
-
 class Attention(Mixer):
-    """Self-attention with H heads of D = C / H.  x (B, T, C) -> y (B, T, C), state
+    """Self-attention with H heads of D = C / H channels each.  x (B, T, C) -> y (B, T, C), state
 
-    The state is (keys, values, n): arrays (B, H, block_size, D) of which the first n positions are
-    filled; a call with a state appends its T positions and attends to all. mask (B, n + T), 0 =
-    padding. No gradient flows through a state. turn: rotary, which gives queries and keys their
-    positions, or None. causal: none sees what follows it.
+    Every head asks its own question, in its own D channels. causal: no position sees a later one;
+    window: it sees only the last so many. mask (B, n + T), where 0 marks padding, hides keys.
+
+    The state remembers the n positions that have been read: (keys, values, n), two arrays
+    (B, H, block_size, D) of which the first n positions are filled. A call with a state appends its
+    own T positions and attends to all n + T. No gradient flows through a state.
     Source: Vaswani et al. 2017, section 3.2.2.
     """
 
-    limited = True
+    title, limited = "attention", True
 
-    def __init__(
-        self, n_embd, n_head, rng, window=None, p=0.0, out_std=0.02, turn=None, causal=True
-    ):
-        if turn and n_embd // n_head % 2:
-            expected = f"heads of an even width, got {n_embd} / {n_head} = {n_embd // n_head}"
-            raise ValueError(f"n_embd: expected {expected}; try {n_embd + n_head}")
+    def __init__(self, n_embd, n_head, rng, p=0.0, out_std=0.02, causal=True):
         self.qkv = Linear(n_embd, 3 * n_embd, rng)
         self.out = Linear(n_embd, n_embd, rng, std=out_std)
-        self.dropout, self.n_head, self.window = Dropout(p, rng), n_head, window
-        self.turn, self.causal = turn, causal
+        self.dropout, self.n_head = Dropout(p, rng), n_head
+        self.causal, self.window = causal, None
 
     def forward(self, x, mask=None, state=None):
-        (B, T, C), H = x.shape, self.n_head
-        z = self.qkv(x).reshape((B, T, 3 * H, C // H))
-        if self.turn:
-            qk, v = split(z, [2 * H], 2)
-            q, k = split(self.turn(qk, positions(mask, state[2] if state else 0, T)), 2, 2)
-        else:
-            q, k, v = split(z, 3, 2)
-        q, k, v = (z.transpose((0, 2, 1, 3)) for z in (q, k, v))
+        q, k, v = self.heads(x, mask, state[2] if state else 0)
+        q, k, v = (z.transpose((0, 2, 1, 3)) for z in (q, k, v))  # (B, H, T, D)
         if state is not None:
             k, v, state = self.remember(k, v, state)
-        y = attention(q, k, v, mask, self.window, self.causal).transpose((0, 2, 1, 3))
-        return self.dropout(self.out(y.reshape((B, T, C)))), state
+        y = attention(q, k, v, mask, self.window, self.causal)
+        y = y.transpose((0, 2, 1, 3)).reshape(x.shape)  # the heads side by side again
+        return self.dropout(self.out(y)), state
+
+    def heads(self, x, mask, past):
+        """Queries, keys and values of all heads, each (B, T, H, D), of x behind `past` positions."""
+        (B, T, C), H = x.shape, self.n_head
+        return split(self.qkv(x).reshape((B, T, 3 * H, C // H)), 3, 2)
 
     def remember(self, k, v, state):
         """Write k and v behind the n positions of the state -> all n + T of each, new state."""
@@ -64,12 +58,24 @@ class Attention(Mixer):
         return keys[:, :, :end], values[:, :, :end], (keys, values, end)
 
     def new_state(self, B, block_size):
-        """An empty state for B texts of up to block_size tokens."""
+        """The state before the first token of B texts, with room for block_size tokens."""
         weight = self.qkv.weight.data
         shape = (B, self.n_head, block_size, len(weight) // self.n_head)
         keys, values = (module_of(weight).zeros(shape, weight.dtype) for _ in range(2))
         return keys, values, 0
 
     def flops(self, T):
-        """12 C per key that a query sees: of T, half (causal), or the last `window`"""
-        return 6 * len(self.out.weight.data) * (w := min(self.window or T, T)) * (2 * T - w) // T
+        """FLOPs to train on one of T tokens, beyond those of the weights.
+
+        A query multiplies C numbers with each key that it sees, and C with each value: 4 C FLOPs,
+        as a product and its sum count as two. The backward pass costs twice that: 12 C in all.
+        A causal query sees the keys up to its own position, T / 2 on average. With a window of w it
+        sees w / 2 on average while the window fills, over the first w positions, and then w.
+        """
+        C = len(self.out.weight.data)
+        if not self.causal:
+            check(self.window is None, "attention", "causal, as it has a window", "all", "drop one")
+            return 12 * C * T
+        w = min(self.window or T, T)
+        pairs = w * w / 2 + w * (T - w)  # of a query and a key that it sees, over all T positions
+        return int(12 * C * pairs / T)

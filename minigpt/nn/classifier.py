@@ -1,18 +1,17 @@
-"""Classifiers of images, sounds and tables: a CNN, or tokens through the blocks of families.py.
+"""Classifiers of images, sounds and tables: a CNN, or tokens through the recipe's blocks.
 
-An image (Y, X, C) is read row by row (recurrence) or in square patches (attention), a sound (T,) in
-frames, a table's row (F,) column by column: its shape says how many features each column has.
+An image (Y, X, C) is read row by row, or in square patches by attention; a sound (T,) in frames; a
+row of a table (F,) column by column, and its shape says how many features each column has.
 """
 
 from minigpt.engine.arrays import module_of
 from minigpt.engine.convolution import max_pool2d, relu
 from minigpt.engine.ops import matmul, mean
-from minigpt.nn.attention import Attention
-from minigpt.nn.convolution import Conv
-from minigpt.nn.language import stack
-from minigpt.nn.layers import Dropout, Embedding, LayerNorm, Linear
+from minigpt.nn.convolution import Conv, ConvolutionalModel
+from minigpt.nn.language import norm
+from minigpt.nn.layers import Dropout, Embedding, Linear
 from minigpt.nn.module import Module, normal
-from minigpt.nn.recurrence import CELLS, Recurrence
+from minigpt.nn.recipe import RecipeBlock
 
 FRAME = 50  # samples from one token of a sound to the next
 
@@ -52,29 +51,34 @@ class Patches(Module):
 
 
 class Classifier(Module):
-    """Logits of the classes: tokens, blocks, the mean over all tokens, head.  x -> (B, K)"""
+    """Logits of the classes: tokens, blocks, the mean over all tokens, head.  x -> (B, K)
+
+    kind: "image", "sound" or "table"; model: the family, whose `reader` is the mixer of the blocks.
+    """
 
     def __init__(self, kind, model, shape, config, rng):
         self.config = c = config
-        side = max(2, shape[0] // 7)  # of a patch: 4 x 4 patches of 8 x 8, 7 x 7 of 28 x 28
-        if kind == "table":
-            self.tokens, T = Columns(shape, c.n_embd, rng), len(shape)
-        else:
-            size = (side, side) if model == "gpt" else (1, shape[1] if kind == "image" else 1)
-            if kind == "sound":
-                shape, size = (1, shape[0], 1), (1, FRAME)
-            self.tokens = Patches(shape, size, c.n_embd, rng)
-            T = self.tokens.count
-
-        def mixer(i):
-            if model in CELLS:
-                return Recurrence(model, c.n_embd, c.n_embd, rng)
-            return Attention(c.n_embd, c.n_head, rng, p=c.dropout, out_std=c.out_std, causal=False)
-
+        self.tokens, T = self.cut(kind, model, shape, rng)
         self.position = Embedding(T, c.n_embd, rng, std=0.5)
-        self.blocks = stack(c, rng, mixer, shift=None)
-        self.norm, self.dropout = LayerNorm(c.n_embd), Dropout(c.dropout, rng)
+        self.blocks = []
+        for i in range(c.n_layer):
+            self.blocks.append(RecipeBlock(c, model.reader(c, i, rng), rng))
+        self.norm, self.dropout = norm(c), Dropout(c.dropout, rng)
         self.head = Linear(c.n_embd, c.vocab_size, rng)
+
+    def cut(self, kind, model, shape, rng):
+        """What cuts an example into tokens, and how many tokens that gives."""
+        n_embd = self.config.n_embd
+        if kind == "table":
+            return Columns(shape, n_embd, rng), len(shape)
+        if kind == "sound":
+            tokens = Patches((1, shape[0], 1), (1, FRAME), n_embd, rng)
+        elif model.heads:  # attention reads squares: 4 x 4 of an 8 x 8 image, 7 x 7 of 28 x 28
+            side = max(2, shape[0] // 7)
+            tokens = Patches(shape, (side, side), n_embd, rng)
+        else:  # the others read row by row
+            tokens = Patches(shape, (1, shape[1]), n_embd, rng)
+        return tokens, tokens.count
 
     def forward(self, x):
         x = self.dropout(self.tokens(x) + self.position.weight)
@@ -83,7 +87,7 @@ class Classifier(Module):
         return self.head(self.norm(mean(x, 1)))
 
     def flops_per_token(self):
-        """FLOPs to train on one example, 6 per weight and token."""
+        """FLOPs to train on one example: 6 per weight and token; what the mixers add is left out."""
         return 6 * self.parameter_count() * len(self.position.weight)
 
 
@@ -129,7 +133,11 @@ class CNN(Module):
 
 
 def classifier(kind, model, shape, config, rng):
-    """The classifier by this name for examples of this kind and shape; config.vocab_size classes"""
-    if model == "conv":
+    """The classifier of a family for examples of this kind and shape, with config.vocab_size classes.
+
+    model is the family's class of language models (see nn/__init__.py). Convolution classifies by a
+    CNN, the other families by the blocks they write with.
+    """
+    if issubclass(model, ConvolutionalModel):
         return CNN(kind, shape, config, rng)
     return Classifier(kind, model, shape, config, rng)

@@ -6,10 +6,11 @@ from minigpt.engine.arrays import module_of
 from minigpt.engine.convolution import conv1d, conv2d
 from minigpt.engine.ops import concatenate, split, tanh
 from minigpt.engine.recurrence import sigmoid
-from minigpt.nn.layers import Linear, last_inputs, without_padding
+from minigpt.nn.layers import Linear
 from minigpt.nn.module import Mixer, Module, constant, normal
+from minigpt.nn.recipe import Recipe, last_inputs, without_padding
 
-SIZE = 4  # of a causal convolution's kernel; dilations 1, 4, 16, ...: each input is reached once
+SIZE = 4  # of a causal convolution's kernel; see ConvolutionalModel
 
 
 class Conv(Module):
@@ -28,9 +29,12 @@ class Conv(Module):
 class CausalConv(Mixer):
     """y = (tanh(a) * sigmoid(b)) w, a and b from the inputs 0, d, ..., (K - 1) d positions back.
 
-    x (B, T, C) -> y (B, T, C), state: the last (K - 1) d inputs (B, (K - 1) d, C). Padding is 0.
+    b decides how much of a passes. x (B, T, C) -> y (B, T, C), state: the last (K - 1) d inputs,
+    (B, (K - 1) d, C). Padding counts as zeros.
     Source: van den Oord et al. 2016, arXiv 1609.03499, section 2.3.
     """
+
+    title = "convolution"
 
     def __init__(self, n_embd, size, dilation, rng, out_std=0.02):
         self.conv = Conv((size,), n_embd, 2 * n_embd, rng, dilation=dilation)
@@ -41,9 +45,23 @@ class CausalConv(Mixer):
         x = without_padding(x, mask)
         past = self.new_state(len(x)) if state is None else state
         a, b = split(self.conv(concatenate([past, x], 1)), 2, 2)
-        return self.out(tanh(a) * sigmoid(b)), None if state is None else last_inputs(past, x, mask)
+        y = self.out(tanh(a) * sigmoid(b))
+        return y, None if state is None else last_inputs(past, x, mask)
 
     def new_state(self, B, block_size=None):
         """Zeros, which stand before the first token."""
         w = self.out.weight.data
         return module_of(w).zeros((B, self.reach, len(w)), w.dtype)
+
+
+class ConvolutionalModel(Recipe):
+    """The language model whose mixers are causal convolutions.
+
+    The dilations are 1, 4, 16, ...: each block reaches SIZE times as far back as the one before it,
+    and together they reach every input exactly once.
+    Source: van den Oord et al. 2016; Kalchbrenner et al. 2016, arXiv 1610.10099.
+    """
+
+    @classmethod
+    def mixer(cls, config, i, rng):
+        return CausalConv(config.n_embd, SIZE, SIZE**i, rng, config.out_std)

@@ -1,16 +1,17 @@
-"""GPT, the recipe, GPT-2, the form it comes from, and GPT-3, which looks near in every other block.
+"""GPT-2, the form from which the others are derived, and GPT-3, whose every second block looks near.
 
-GPT-2 (Radford et al. 2019, section 2.3): pre-LayerNorm, learned positions, tanh-GELU, tied head,
-residual projections that start smaller by 1 / sqrt(2 n_layer). Attention weights are not dropped.
+GPT-2 (Radford et al. 2019, section 2.3): a norm in front of every mixer and MLP, learned positions,
+GELU, the head shared with the embedding, and projections into the residual stream that start
+smaller by 1 / sqrt(2 n_layer), so that the sum of 2 n_layer of them starts at the size of one.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from minigpt.engine.functional import gelu, relu2, rotary, token_shift
+from minigpt.messages import check
 from minigpt.nn.attention import Attention
-from minigpt.nn.language import LanguageModel, stack
+from minigpt.nn.language import Block, LanguageModel, positions
 from minigpt.nn.layers import Embedding
 
 WINDOW = 256  # what GPT-3's banded blocks see; the paper gives no number, this one is ours
@@ -18,10 +19,7 @@ WINDOW = 256  # what GPT-3's banded blocks see; the paper gives no number, this 
 
 @dataclass
 class GPTConfig:
-    """The shape of a model, with nanoGPT's names; n_inner None means 4 n_embd.
-
-    window: every second block sees the last so many places only, padding included; None: all do.
-    """
+    """The shape of a model, with nanoGPT's names. n_inner, the MLP's width, is 4 n_embd if None."""
 
     vocab_size: int
     block_size: int = 256
@@ -31,16 +29,16 @@ class GPTConfig:
     n_inner: int | None = None
     dropout: float = 0.0
     layer_norm_epsilon: float = 1e-5
-    window: int | None = None
 
     @property
     def out_std(self):
-        """Of the first weights that end in the residual stream."""
+        """The standard deviation of the first weights of projections into the residual stream."""
         return 0.02 / (2 * self.n_layer) ** 0.5
 
     def __post_init__(self):
-        for name in "vocab_size block_size n_layer n_head n_embd n_inner window".split():
-            if (value := getattr(self, name)) is not None and value < 1:
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "n_inner"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if self.n_embd % self.n_head:
             expected = f"a multiple of n_head = {self.n_head}, got {self.n_embd}"
@@ -48,35 +46,49 @@ class GPTConfig:
             raise ValueError(f"n_embd: expected {expected}; try {near}")
 
 
-class GPT(LanguageModel):
-    """The recipe that measurement prefers: GPT-2's form, but queries and keys turn with their
-    positions, max(x, 0)^2 stands for GELU, and an MLP also sees the two tokens before.
+class GPT2(LanguageModel):
+    """GPT-2's own form, which Hugging Face's weights fit. Its weights are drawn from rng.
 
-    Weights are drawn from the Generator rng. The ablation in README says what each part brings.
+    Attention does not know in which order its keys come, so every position has a vector of its own,
+    learned like the tokens', which is added to the token's.
     """
 
-    def __init__(self, c, rng, turn=rotary, activation=relu2, shift=token_shift):
-        def mixer(i):
-            window = c.window if i % 2 else None
-            return Attention(c.n_embd, c.n_head, rng, window, c.dropout, c.out_std, turn)
-
-        blocks = stack(c, rng, mixer, activation, shift)
-        position = None if turn else Embedding(c.block_size, c.n_embd, rng)
-        super().__init__(c, blocks, rng, position)
-
-
-class GPT2(GPT):
-    """GPT-2's own form, which Hugging Face's weights fit."""
+    heads = True
 
     def __init__(self, config, rng):
-        super().__init__(config, rng, turn=None, activation=gelu, shift=None)
+        c = config
+        blocks = []
+        for _ in range(c.n_layer):
+            attention = Attention(c.n_embd, c.n_head, rng, c.dropout, c.out_std)
+            blocks.append(Block(c, attention, rng))
+        position = Embedding(c.block_size, c.n_embd, rng)
+        super().__init__(c, blocks, rng)
+        self.position = position
+
+    def embed(self, ids, mask, past):
+        return self.embedding(ids) + self.position(positions(mask, past, ids.shape[1]))
 
 
-class GPT3(GPT2):
-    """GPT-3 with the names of the survey: blocks are dense and banded in turn, the first is dense.
+class BandedGPT(GPT2):
+    """GPT-3's form: GPT-2's, but in every second block a position sees only the last `window`.
 
-    What is None is derived: all heads are num_heads, num_intermediate_size is 4 model_dim.
-    Raises ValueError if the three numbers of heads differ. Source: Brown et al. 2020, section 2.1.
+    Padding fills places of the window too. None: all blocks see everything.
+    Source: Brown et al. 2020, section 2.1.
+    """
+
+    def __init__(self, config, rng, window=WINDOW):
+        check(window is None or window >= 1, "window", "at least 1", window, "or None, for all")
+        super().__init__(config, rng)
+        self.window = window
+        for block in self.blocks[1::2]:
+            block.mixer.window = window
+
+
+class GPT3(BandedGPT):
+    """GPT-3 with the names of the survey.
+
+    The last three arguments may be left out: the other two numbers of heads are num_heads,
+    num_intermediate_size is 4 model_dim. Raises ValueError if the three numbers of heads differ.
     """
 
     def __init__(
@@ -84,19 +96,18 @@ class GPT3(GPT2):
         num_attention_heads=None, num_intermediate_size=None, num_heads_per_decoder_layer=None,
         *, context=2048, window=WINDOW, rng=None,
     ):  # fmt: skip
-        self.vocab_size, self.model_dim, self.num_layers = vocab_size, model_dim, num_layers
-        inner = 4 * model_dim if num_intermediate_size is None else num_intermediate_size
-        heads = num_heads, num_attention_heads, num_heads_per_decoder_layer
+        heads = [num_heads, num_attention_heads, num_heads_per_decoder_layer]
         heads = [num_heads if n is None else n for n in heads]
         if len(set(heads)) > 1:
             names = "num_heads, num_attention_heads and num_heads_per_decoder_layer"
             got = f"{', '.join(map(str, heads))}; leave the last two out"
             raise ValueError(f"GPT3: expected {names} to agree, got {got}")
-        self.num_heads, self.num_attention_heads, self.num_heads_per_decoder_layer = heads
+        inner = 4 * model_dim if num_intermediate_size is None else num_intermediate_size
+        config = GPTConfig(vocab_size, context, num_layers, num_heads, model_dim, inner)
+        super().__init__(config, np.random.default_rng(1337) if rng is None else rng, window)
+        self.vocab_size, self.model_dim, self.num_layers = vocab_size, model_dim, num_layers
+        self.num_heads = self.num_attention_heads = self.num_heads_per_decoder_layer = num_heads
         self.num_intermediate_size = inner
-        shape = context, num_layers, num_heads, model_dim, inner
-        config = GPTConfig(vocab_size, *shape, window=window)
-        super().__init__(config, np.random.default_rng(1337) if rng is None else rng)
 
     def forward(self, input_ids, attention_mask=None, state=None):
         return super().forward(input_ids, attention_mask, state)

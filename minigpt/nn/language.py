@@ -1,79 +1,75 @@
-"""A language model: embedding, blocks, head. The mixers decide what kind it is."""
+"""A language model: embedding, blocks, head. It predicts the next token at every position.
+
+Each token becomes a vector of C channels, which flows through the model from the first block to the
+last: the residual stream. A block does not replace the vector, it adds to it. What comes out at the
+end is compared with the vector of every token; the results, one per token of the vocabulary, are
+the logits, and softmax turns them into probabilities.
+"""
 
 import sys
-from functools import partial
 
 from minigpt.engine.arrays import module_of
-from minigpt.engine.functional import relu2, token_shift
+from minigpt.engine.functional import gelu
 from minigpt.engine.ops import matmul, transpose
-from minigpt.nn.attention import positions
-from minigpt.nn.layers import MLP, Dropout, Embedding, LayerNorm, last_inputs, without_padding
+from minigpt.nn.layers import MLP, Dropout, Embedding, LayerNorm
 from minigpt.nn.module import Module
 
 
-class Block(Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)).  (B, T, C) -> (B, T, C), state
+def norm(config):
+    """The norm of every model: in front of each mixer and MLP, and in front of the head."""
+    return LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
-    shift: token_shift, or None; by it the MLP sees the two tokens before. The state is the mixer's
-    and the last two inputs of the MLP.
+
+class Block(Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)).  x (B, T, C) -> (B, T, C), state
+
+    The mixer (attention, recurrence or convolution) carries information between positions; the MLP
+    works on each position alone. The state is what the mixer remembers between two calls; without
+    one, None comes back. Source: He et al. 2016 (the sums); Radford et al. 2019 (where norms are).
     """
 
-    def __init__(self, norm1, mixer, norm2, mlp, shift=None):
-        self.norm1, self.mixer, self.norm2, self.mlp, self.shift = norm1, mixer, norm2, mlp, shift
+    def __init__(self, config, mixer, rng, activation=gelu):
+        c = config
+        inner = c.n_inner or 4 * c.n_embd
+        self.norm1, self.mixer, self.norm2 = norm(c), mixer, norm(c)
+        self.mlp = MLP(c.n_embd, inner, rng, activation, c.dropout, c.out_std)
 
     def forward(self, x, mask=None, state=None):
-        mixed, past = state or (None, None)
-        y, mixed = self.mixer(self.norm1(x), mask, mixed)
+        y, state = self.mixer(self.norm1(x), mask, state)
         x = x + y
-        h = self.norm2(x)
-        if self.shift:
-            h, past = self.shifted(h, mask, past)
-        return x + self.mlp(h), state and (mixed, past)
-
-    def shifted(self, x, mask, past):
-        """x behind the two inputs `past`, padding being zeros -> (y, the last two that are real)"""
-        x = without_padding(x, mask)
-        return self.shift(x, past), None if past is None else last_inputs(past, x, mask)
+        return x + self.mlp(self.norm2(x)), state
 
     def new_state(self, B, block_size):
-        """The mixer's empty state, and zeros."""
-        weight, past = self.norm1.weight.data, None
-        if self.shift:
-            past = module_of(weight).zeros((B, 2, len(weight)), weight.dtype)
-        return self.mixer.new_state(B, block_size), past
-
-
-def stack(c, rng, mixer, activation=relu2, shift=token_shift):
-    """The blocks of a model of config c; mixer(i) makes that of block i."""
-    norm = partial(LayerNorm, c.n_embd, c.layer_norm_epsilon)
-    mlp = partial(MLP, c.n_embd, c.n_inner or 4 * c.n_embd, rng, activation, c.dropout, c.out_std)
-    return [Block(norm(), mixer(i), norm(), mlp(), shift) for i in range(c.n_layer)]
+        """What the mixer remembers before the first token of B texts."""
+        return self.mixer.new_state(B, block_size)
 
 
 class State:
-    """What a model remembers of the tokens read so far: each block's state; how many positions,
-    padding included; their mask (B, length), None without padding."""
+    """What a model remembers of the tokens it has read: each block's state; how many positions
+    those were, padding included; and their mask (B, length), None if there was no padding."""
 
     def __init__(self, blocks):
         self.blocks, self.mask, self.length = blocks, None, 0
 
 
 class LanguageModel(Module):
-    """Logits of the next token at every position, the head tied to the embedding.
+    """Logits of the next token at every position.  ids (B, T) -> logits (B, T, V)
 
-    model(ids, mask=None, state=None): ids (B, T) -> logits (B, T, V), or (logits, state) if a state
-    from new_state(B) came in, which the call updates. mask (B, T), 1 = token, 0 = padding: padded
-    positions are never attended and do not count as positions. Raises ValueError past block_size,
-    which is how many positions fit: recurrence and convolution have no limit.
-    Source: Radford et al. 2018; tied head: Press & Wolf 2017.
+    model(ids, mask, state) with a state from new_state(B) reads only the new tokens, updates the
+    state, and returns (logits, state). mask (B, T) has 1 for a token and 0 for padding, which is
+    never attended and does not count as a position. The head is the embedding's own table: a token
+    is likely where the stream points the way its own vector does.
+    Raises ValueError past block_size, the number of positions that fit; models without attention
+    have no limit. Source: Radford et al. 2018; the shared table: Press & Wolf 2017.
     """
 
-    def __init__(self, config, blocks, rng, position=None):
+    heads = False  # whether it has attention heads, whose number must divide n_embd
+
+    def __init__(self, config, blocks, rng):
         self.config = c = config
-        norm = LayerNorm(c.n_embd, c.layer_norm_epsilon)
-        self.embedding, self.position = Embedding(c.vocab_size, c.n_embd, rng), position
-        self.dropout, self.blocks, self.norm = Dropout(c.dropout, rng), blocks, norm
-        limited = position or any(block.mixer.limited for block in blocks)
+        self.embedding, self.dropout = Embedding(c.vocab_size, c.n_embd, rng), Dropout(c.dropout, rng)
+        self.blocks, self.norm = blocks, norm(c)
+        limited = any(block.mixer.limited for block in blocks)
         self.block_size = c.block_size if limited else sys.maxsize
 
     def forward(self, ids, mask=None, state=None):
@@ -82,23 +78,26 @@ class LanguageModel(Module):
         if end > self.block_size:
             size = f"block_size = {self.block_size} tokens"
             raise ValueError(f"model: expected at most {size}, got {end}; start a new state")
-        mask = self._mask(ids, mask, past, state and state.mask)
-        x = self.embedding(ids)
-        if self.position:
-            x = x + self.position(positions(mask, past, ids.shape[1]))
-        x = self.dropout(x)
+        mask = self._mask(ids, mask, past, state)
+        x = self.dropout(self.embed(ids, mask, past))
         for i, block in enumerate(self.blocks):
-            x, after = block(x, mask, state and state.blocks[i])
+            x, after = block(x, mask, state.blocks[i] if state else None)
             if state:
                 state.blocks[i] = after
-        if state:
-            state.mask, state.length = mask, end
         logits = matmul(self.norm(x), transpose(self.embedding.weight))
-        return (logits, state) if state else logits
+        if state is None:
+            return logits
+        state.mask, state.length = mask, end
+        return logits, state
 
-    def _mask(self, ids, mask, past, before):
-        """-> the mask of past and new tokens together, None if none is padding"""
+    def embed(self, ids, mask, past):
+        """The vectors that enter the first block.  ids (B, T) behind `past` others -> (B, T, C)"""
+        return self.embedding(ids)
+
+    def _mask(self, ids, mask, past, state):
+        """The mask of past and new tokens together (B, past + T); None if none is padding."""
         xp, (B, T) = module_of(ids), ids.shape
+        before = state.mask if state else None
         if mask is not None and mask.shape != (B, T):
             raise ValueError(f"model: expected a mask of shape {(B, T)}, got {mask.shape}")
         if mask is None and before is None:
@@ -112,8 +111,27 @@ class LanguageModel(Module):
         return State([block.new_state(B, self.block_size) for block in self.blocks])
 
     def flops_per_token(self):
-        """FLOPs to train on one token: 6 per weight in a matrix product (2 forward, 4 backward),
-        and what the mixers do besides. Source: Kaplan et al. 2020, section 2.1."""
-        weights = sum(p.size for p in self.named_parameters().values() if p.ndim >= 2)
-        weights -= self.position.weight.size if self.position else 0
+        """FLOPs to train on one token: 6 per weight in a matrix product, and what the mixers add.
+
+        A weight takes part in one multiplication and one addition forward, and in two of each
+        backward: once for the gradient of the input, once for its own. Tables are looked up, which
+        costs nothing, but the head multiplies by the embedding's. Source: Kaplan et al. 2020, 2.1.
+        """
+        tables = {id(m.weight) for m in self.modules() if m.table}
+        weights = self.embedding.weight.size
+        for p in self.named_parameters().values():
+            if p.ndim >= 2 and id(p) not in tables:
+                weights += p.size
         return 6 * weights + sum(b.mixer.flops(self.config.block_size) for b in self.blocks)
+
+
+def positions(mask, past, T):
+    """The positions of T new tokens behind `past` others: a slice, or an array (B, T) with padding.
+
+    With a mask (B, past + T), where 0 marks padding, only real tokens are counted, from 0 on: their
+    cumulative sum, less one. Padding in front of the first token gets position 0.
+    """
+    if mask is None:
+        return slice(past, past + T)
+    xp = module_of(mask)
+    return xp.clip(xp.cumsum(mask, axis=1) - 1, 0, None)[:, past:]

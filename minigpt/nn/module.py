@@ -1,4 +1,4 @@
-"""Module: a thing with parameters. Initialisers, and all parameters as one flat vector."""
+"""Module: something with parameters. Their first values, and all of them as one flat vector."""
 
 import numpy as np
 
@@ -17,25 +17,27 @@ def constant(shape, value):
 
 
 class Module:
-    """Parameters (Tensors) and children (Modules, lists of them) are attributes set in __init__.
+    """Parameters (Tensors) and children (Modules, or lists of them) are attributes set in __init__.
 
-    Each lists its own parameters, then its children's, in order of assignment; the dotted attribute
-    names are the checkpoint's names.
+    A module lists its own parameters and then its children's, in the order of assignment. The
+    dotted names of the attributes are the names in a checkpoint: blocks.0.mlp.up.weight.
     """
 
     training = True  # dropout asks
-    table = False  # a table of rows to look up, which Muon leaves to AdamW
+    table = False  # whether its weight is a table of rows to look up, which Muon leaves to AdamW
 
     def __call__(self, *args, **options):
         return self.forward(*args, **options)
 
     def children(self):
-        """Yield (name, child module), lists unrolled as name.0, name.1, ..."""
+        """Yield (name, child module); those in a list are called name.0, name.1, ..."""
         for name, value in vars(self).items():
-            found = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
-            for i, child in found:
-                if isinstance(child, Module):
-                    yield name if i is None else f"{name}.{i}", child
+            if isinstance(value, Module):
+                yield name, value
+            elif isinstance(value, (list, tuple)):
+                for i, item in enumerate(value):
+                    if isinstance(item, Module):
+                        yield f"{name}.{i}", item
 
     def modules(self):
         """Yield this module and all below it."""
@@ -45,13 +47,17 @@ class Module:
 
     def named_parameters(self):
         """{name: Tensor}; a parameter used in two places is listed once, under its first name."""
-        pairs = [(name, p) for name, p in vars(self).items() if isinstance(p, Tensor)]
+        found = {}
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                found[name] = value
         for name, child in self.children():
-            pairs += [(f"{name}.{inner}", p) for inner, p in child.named_parameters().items()]
-        first = {}
-        for name, p in pairs:
-            first.setdefault(id(p), (name, p))
-        return dict(first.values())
+            for inner, value in child.named_parameters().items():
+                found[f"{name}.{inner}"] = value
+        first = {}  # id of a Tensor -> its first name
+        for name, value in found.items():
+            first.setdefault(id(value), name)
+        return {name: found[name] for name in first.values()}
 
     @property
     def library(self):
@@ -63,7 +69,7 @@ class Module:
         return sum(p.size for p in self.named_parameters().values())
 
     def state_dict(self):
-        """{name: NumPy array} of all parameters; not copies where they are in NumPy already."""
+        """{name: NumPy array} of all parameters; those already in NumPy are not copied."""
         return {name: to_numpy(p.data) for name, p in self.named_parameters().items()}
 
     def load_state_dict(self, arrays):
@@ -83,7 +89,7 @@ class Module:
         return self
 
     def eval(self):
-        """Turn dropout off: for validation and sampling; returns self."""
+        """Turn dropout off, for validation and sampling; returns self."""
         return self.train(False)
 
     def to(self, xp=np, dtype=np.float32):
@@ -95,45 +101,67 @@ class Module:
 
 
 class Mixer(Module):
-    """mixer(x, mask, state) -> y, state; new_state(B, block_size) is what it remembers at first."""
+    """What carries information between positions.
 
-    limited = False  # to block_size positions
+    mixer(x, mask, state) -> y, state; new_state(B, block_size) is the state before the first token.
+    Without a state, None comes back.
+    """
+
+    title = "mixer"  # what --dry-run calls it
+    limited = False  # whether only block_size positions fit
 
     def flops(self, T):
-        """FLOPs to train on one of T tokens beyond 6 per weight"""
+        """FLOPs to train on one of T tokens, beyond 6 per weight."""
         return 0
 
 
-class Flat:
-    """All parameters of a model as views of one vector `data`, all gradients of another, `grad`.
+HIDDEN, TABLE, VECTOR = range(3)  # kinds of parameters, in the order in which Flat keeps them
+ALIGNED = 16  # numbers: every parameter starts at a multiple of 64 bytes, a line of the cache
 
-    So an optimizer's step, clipping or saving is one call. The first `hidden` numbers are the
-    matrices of hidden layers, places and shapes in `matrices`; up to `decayed` those of embeddings,
-    which weight decay may shrink as well; then come biases and norms. Slices start at 64 bytes.
-    From here on p.data and p.grad stay what they are: write into them, never rebind them.
-    ranks (training/parallel.py): the processes that share the vector of gradients, None: no others.
+
+class Flat:
+    """All parameters of a model as views of one vector `data`, all gradients of one vector `grad`.
+
+    So a step of the optimizer, the norm of the gradient, and adding up the gradients of several
+    processes are one operation each, instead of one for each of a hundred small arrays.
+
+        data:  | hidden matrices | tables | biases and norms |
+               0              hidden    decayed
+
+    Muon updates the numbers before `hidden`; `matrices` has the place and the shape of each matrix.
+    Weight decay may shrink the numbers before `decayed`, but not biases and norms: those are few,
+    and a norm whose weight is zero would silence its input.
+
+    From here on p.data and p.grad are views: write into them, never rebind them. `ranks` are the
+    processes that share the vector of gradients (training/ranks.py), None if there are no others.
     """
 
     def __init__(self, model, ranks=None):
-        looked_up = {id(m.weight) for m in model.modules() if m.table}
+        tables = {id(m.weight) for m in model.modules() if m.table}
 
         def kind(p):
-            """0: a hidden matrix, 1: a table, 2: the rest"""
-            return 2 if p.ndim < 2 else int(id(p) in looked_up)
+            if p.ndim < 2:
+                return VECTOR
+            return TABLE if id(p) in tables else HIDDEN
 
         parameters = sorted(model.named_parameters().values(), key=kind)
-        sizes = [-(-p.size // 16) * 16 for p in parameters]
+        places, total = [], 0
+        self.hidden = self.decayed = 0
+        for p in parameters:
+            places.append(slice(total, total + p.size))
+            total += -(-p.size // ALIGNED) * ALIGNED  # p.size rounded up
+            if kind(p) == HIDDEN:
+                self.hidden = total
+            if kind(p) in (HIDDEN, TABLE):
+                self.decayed = total
+
         xp, dtype = module_of(parameters[0].data), parameters[0].dtype
-        self.ranks, zeros = ranks, ranks and ranks.zeros or xp.zeros
-        self.data, self.grad = (make(sum(sizes), dtype) for make in (xp.zeros, zeros))
-        self.hidden, self.decayed = (
-            sum(n for p, n in zip(parameters, sizes, strict=True) if kind(p) <= most)
-            for most in (0, 1)
-        )
-        start, self.matrices = 0, []
-        for p, n in zip(parameters, sizes, strict=True):
-            place, start = slice(start, start + p.size), start + n
+        shared = ranks.zeros if ranks else None
+        self.ranks, self.matrices = ranks, []
+        self.data, self.grad = xp.zeros(total, dtype), (shared or xp.zeros)(total, dtype)
+        for p, place in zip(parameters, places, strict=True):
             self.data[place] = p.data.reshape(-1)
-            p.data, p.grad = self.data[place].reshape(p.shape), self.grad[place].reshape(p.shape)
-            if kind(p) == 0:
+            p.data = self.data[place].reshape(p.shape)
+            p.grad = self.grad[place].reshape(p.shape)
+            if kind(p) == HIDDEN:
                 self.matrices.append((place, (p.size // p.shape[-1], p.shape[-1])))

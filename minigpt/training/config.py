@@ -30,15 +30,13 @@ class Config:
         "folder of .npy or .wav",
         nargs="+",
     )
-    model: str = option("gpt", "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; or "
-        "the papers' gpt2 (-medium, -large, -xl), gpt3-125m (-350m, -760m, -1.3b, -2.7b, "
+    model: str = option(
+        "gpt",
+        "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; gpt2-mini: GPT-2's own form, "
+        "small; or the papers' gpt2 (-medium, -large, -xl), gpt3-125m (-350m, -760m, -1.3b, -2.7b, "
         "-6.7b, -13b, -175b); each, on each kind of data, has its own defaults for what is below",
-        choices=[
-            "gpt", "lstm", "gru", "rnn", "conv", "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl",
-            "gpt3-125m", "gpt3-350m", "gpt3-760m", "gpt3-1.3b", "gpt3-2.7b",
-            "gpt3-6.7b", "gpt3-13b", "gpt3-175b",
-        ], metavar="NAME",
-    )  # fmt: skip
+        metavar="NAME",
+    )
     tokenizer: str = option("char", "bpe: frequent strings as tokens", choices=["char", "bpe"])
     vocab_size: int = option(4096, "with bpe: how many tokens at most", (">=", 257))
     target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
@@ -61,7 +59,6 @@ class Config:
         "stable", "stable: flat, then down to 0; cosine: to a tenth", choices=[*SCHEDULES]
     )
     weight_decay: float = option(0.1, "shrinks the matrices; raise it for small texts", (">=", 0))
-    clip: float = option(1.0, "maximum norm of the gradient; lower it if the loss jumps", (">", 0))
     accumulate: int = option(1, "compute a batch in N parts: less memory, same update", (">=", 1))
     workers: int = option(
         None, "processes that share a batch; default: as many as cores, if it pays", (">=", 1)
@@ -72,20 +69,6 @@ class Config:
     )
     seed: int = option(1337, "fixes weights, order, samples, what is generated", (">=", 0))
     plain: bool = option(False, "run the definitions without fast pairs: slower, same result")
-
-    @classmethod
-    def fitted(cls, kind, given):
-        """The defaults of this kind of data and model, and over them what was given."""
-        model = given.get("model", "gpt")
-        if kind == "text" and model.startswith("gpt"):
-            return cls(**given)
-        from minigpt.training.defaults import DEFAULTS  # of the other kinds and models
-
-        names = (kind, ""), (kind, model), (given.get("data", [""])[0], "")
-        own = {key: value for name in names for key, value in DEFAULTS.get(name, {}).items()}
-        if "minutes" in given:
-            own.pop("steps", None)
-        return cls(**own | given)
 
     def __post_init__(self):
         if self.batch_size % self.accumulate:
@@ -130,19 +113,24 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def add_options(parser):
-    """Give the parser an option for every field; only those that are used reach the namespace."""
+def add_options(parser, models):
+    """Give the parser an option for every field of Config; models: the names for --model.
+
+    Only the options that are used reach the namespace, so that the others can still get their
+    defaults from the data and the model.
+    """
     defaults = Config()
     for f in fields(Config):
         if f.name == "dropout":  # from here on for those who know why
             parser = parser.add_argument_group("more")
         default, how = getattr(defaults, f.name), dict(f.metadata["argument"])
+        if f.name == "model":
+            how["choices"] = [*models]
         if f.type is bool:
             how["action"] = "store_true"
         elif f.type in (int, float):
             how |= {"type": number(f.type, *f.metadata["bounds"]), "metavar": "N"}
-        shown = (
-            f" (default {default})" if f.type in (int, float, str) and default is not None else ""
-        )
-        name, how["help"] = f"--{f.name.replace('_', '-')}", f.metadata["help"] + shown
-        parser.add_argument(name, default=argparse.SUPPRESS, **how)
+        how["help"] = f.metadata["help"]
+        if f.type in (int, float, str) and default is not None:
+            how["help"] += f" (default {default})"
+        parser.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, **how)

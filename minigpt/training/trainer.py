@@ -1,10 +1,12 @@
 """The training loop: batches in, smaller losses out, with validation and checkpoints on the way."""
 
 import math
+import shlex
 import signal
 import statistics
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from tqdm import tqdm
 from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import IGNORED, cross_entropy
+from minigpt.messages import say
 from minigpt.training import checkpoint
 from minigpt.training.optim import clip, rate_at
 from minigpt.training.ranks import Alone
 
+CLIP = 1.0  # the norm to which a longer gradient is shortened; 1 is usual since GPT-3
 NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
 STATE = ("step", "best", "stale", "recent")  # attributes that a checkpoint keeps
 TIMED = 20  # steps that tell how many fit in --minutes
@@ -25,7 +29,9 @@ TIMED = 20  # steps that tell how many fit in --minutes
 
 def mean_loss(model, x, y, batch_size, ranks=None):
     """The exact mean loss over windows x, y (N, T), in nats per token; dropout off, no history.
-    With ranks, each does its share of the windows, and all get the mean of all."""
+
+    With several ranks each computes its share of the windows, and all get the mean of all.
+    """
     ranks = ranks or Alone()
     training = model.training
     model.eval()
@@ -45,7 +51,7 @@ class Trainer:
     `validation` is (x, y), all windows of the split; while training, a fixed sample of it is used,
     small enough to cost less than 10 % of the time. `rng` is the Generator that the model's dropout
     draws from. `about` goes into the checkpoint. `on_evaluate(trainer, loss, best)` prints. Every
-    one of the `ranks` trains, rank 0 alone writes and prints.
+    one of the `ranks` trains, but only rank 0 writes and prints.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Trainer:
     ):
         self.model, self.optimizer, self.flat = model, optimizer, optimizer.flat
         self.stream, self.config, self.rng, self.ranks = stream, config, rng, ranks or Alone()
+        self.first = self.ranks.rank == 0
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
         self.stopped, self.stale = False, 0  # by Ctrl-C; validations since the best, in the fall
@@ -60,16 +67,88 @@ class Trainer:
         # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
         sample = np.linspace(0, len(validation[0]) - 1, n).astype(int)
+        self.windows = validation
         self.validation = [part[module_of(part).asarray(sample)] for part in validation]
 
+    def fit(self, saved=None):
+        """Train from the start, or from `saved`, a loaded checkpoint, and say how it began and ended.
+
+        A folder in which nothing has been saved is removed again if the run fails.
+        """
+        try:
+            self.begin(saved)
+            self.run()
+            self.end()
+        except BaseException:
+            if self.first:
+                with suppress(OSError):  # it is not empty, or was never made
+                    self.out.rmdir()
+            raise
+
+    def begin(self, saved):
+        """Try the folder, restore the checkpoint if there is one, and say what lies ahead."""
+        c = self.config
+        if self.first:
+            self.try_folder()
+        if saved:
+            self.restore(*saved)
+        if not self.first:
+            return
+        crew = f", {c.workers} workers" if c.workers > 1 else ""
+        if saved:
+            if (numpy := saved[1]["numpy"]) != np.__version__:
+                say("", f"begun with NumPy {numpy}: last digits may differ from there on")
+            size = f" of {c.steps}" if c.steps else f", {c.minutes:g} minutes"
+            say("4 train", f"continues after step {self.step}{size}{crew}")
+            return
+        T = self.stream.block_size
+        size = f"{c.steps} steps" if c.steps else f"{c.minutes:g} minutes, in steps"
+        most = " at most" if T != c.block_size else ""
+        batch = f"{c.batch_size} rows" if T == 1 else f"{c.batch_size} x {T} tokens{most}"
+        say("4 train", f"{size} of {batch}{crew}")
+        self.on_evaluate(self, math.inf, math.inf)
+
+    def try_folder(self):
+        """Save once before the first step, so that a full disk is not found after an hour."""
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.save("probe")
+            (self.out / "probe.safetensors").unlink()
+        except OSError as error:
+            hint = "free space, or name another --out"
+            message = f"--out: cannot save in {self.out}: {error.strerror}; {hint}"
+            raise OSError(message) from None
+
+    def end(self):
+        """Say why the run is over, if it is not because all steps are done."""
+        c = self.config
+        if self.first and self.stale >= c.patience and self.step != c.steps:
+            remedy = "more text or --dropout 0.2 may help, --resume --patience N goes on"
+            say("", f"step {self.step}: no new best in {c.patience} validations; {remedy}")
+        if self.first and self.stopped:
+            if self.best == NEVER:  # the best that lies there is of a run that this one replaces
+                (self.out / "best.safetensors").unlink(missing_ok=True)
+            command = f"python train.py --resume --out {shlex.quote(str(self.out))}"
+            say("", f"stopped after step {self.step}; continue: {command}")
+
+    def validate(self):
+        """The mean loss of the best checkpoint over all windows of the split; the model keeps it."""
+        self.ranks.barrier()  # until rank 0 has written it
+        arrays, _ = checkpoint.load(self.out / "best.safetensors")
+        self.model.load_state_dict(checkpoint.weights(arrays))
+        return mean_loss(self.model, *self.windows, 2 * self.config.batch_size, self.ranks)
+
     def train_step(self):
-        """One update from one batch, in `accumulate` parts, each shared out over the ranks -> mean
-        loss, nats per token.  Raises FloatingPointError, the weights untouched, if loss or gradient
-        is not finite."""
+        """One update from one batch -> its mean loss, in nats per token.
+
+        The batch comes in `accumulate` parts, and each rank takes its share of every part; the
+        gradients add up. Raises FloatingPointError, and leaves the weights as they were, if the
+        loss or the gradient is not finite.
+        """
         c, xp, ranks = self.config, module_of(self.flat.data), self.ranks
         rate = self.rate()
         self.step += 1
-        # Dropout's stream is a function of these three: nothing to save, nor to share out.
+        # What dropout draws follows from these three, so that a checkpoint need not keep it.
         self.rng.bit_generator.state = np.random.PCG64((c.seed, self.step, ranks.rank)).state
         x, y = self.stream.batch(c.batch_size)
         count, x, y = int((y != IGNORED).sum()), xp.asarray(x), xp.asarray(y)
@@ -81,7 +160,7 @@ class Trainer:
             loss += part.item()
         ranks.all_reduce(self.flat.grad)
         loss = sum(ranks.all_gather(loss))
-        norm = clip(self.flat.grad, c.clip)
+        norm = clip(self.flat.grad, CLIP)
         if not math.isfinite(loss + norm):
             self._refuse(loss)
         self.optimizer.step(rate, self.step)
@@ -89,7 +168,7 @@ class Trainer:
         return loss
 
     def rate(self):
-        """The learning rate of the next step; flat while --minutes are not yet steps."""
+        """The learning rate of the next step; flat until --minutes have become a number of steps."""
         c = self.config
         return rate_at(self.step, c.steps or math.inf, c.learning_rate, c.warmup, c.schedule)
 
@@ -104,13 +183,15 @@ class Trainer:
         raise FloatingPointError(f"step {self.step}: loss {loss}, {bad}; {hint}")
 
     def run(self):
-        """Train up to config.steps, or until Ctrl-C or --patience is at its end; a checkpoint is
-        written in any case."""
+        """Train up to config.steps, or until Ctrl-C, or until --patience is at its end.
+
+        A checkpoint is written in any case.
+        """
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
         hide = True if self.ranks.rank else None  # None: unless the output is a terminal
         bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=hide, leave=False)
         previous, times = signal.getsignal(signal.SIGINT), []
-        if self.ranks.rank == 0:  # the others ignore it, and end when rank 0 does
+        if self.first:  # the others ignore it, and end when rank 0 does
             signal.signal(signal.SIGINT, self._interrupt)
         try:
             while not self.stopped and self.step != c.steps and self.stale < c.patience:
@@ -135,9 +216,11 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
 
     def plan(self, times):
-        """After TIMED steps, or a tenth of the time, set config.steps to what fits in
-        config.minutes if a step takes the median of these, but to no more than the stream's
-        epochs; rank 0 has the clock."""
+        """Turn --minutes into a number of steps, once TIMED steps, or a tenth of the time, are over.
+
+        A step is taken to last as long as the median of `times`, the steps so far. A text is read
+        at most `epochs` times, as more of the same is learned by heart. Rank 0 has the clock.
+        """
         c, steps, whole = self.config, None, 60 * self.config.minutes
         if len(times) == TIMED or self.seconds > whole / 10:
             steps = self.step + max(0, round((whole - self.seconds) / statistics.median(times)))
@@ -148,9 +231,9 @@ class Trainer:
         why = f"fit in {c.minutes:g} min"
         if c.steps > most:
             c.steps = most
-            times = f"{self.stream.epochs} times"
-            why = f"read this data {times}, more learns it by heart; --steps N insists"
-        if self.ranks.rank == 0:
+            often = f"{self.stream.epochs} times"
+            why = f"read this data {often}, more learns it by heart; --steps N insists"
+        if self.first:
             tqdm.write(f"{'':<14} {c.steps} steps {why}")
 
     def _interrupt(self, *_):
@@ -159,15 +242,16 @@ class Trainer:
         self.stopped = True
 
     def evaluate(self):
-        """Validate on the fixed sample, keep the checkpoint, also as the best if it is; log."""
+        """Validate on the fixed sample; save the last checkpoint, and the best if it is; log."""
         c, scale = self.config, self.stream.scale
         loss = scale * mean_loss(self.model, *self.validation, 2 * c.batch_size, self.ranks)
         if not math.isfinite(loss):
             self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
-        flat = self.rate() == c.learning_rate  # it ends in a plateau, from which the fall leads out
+        # While the rate is flat the loss may rest on a plateau, which it leaves when the rate falls.
+        flat = self.rate() == c.learning_rate
         self.stale = 0 if loss < best or flat else self.stale + 1
-        if self.ranks.rank:
+        if not self.first:
             return
         if loss < best:
             self.save("best")  # first: a resumed run would not write it again

@@ -133,20 +133,21 @@ def learned(x, y, x_test, widths, seed):
     """Probabilities of the default attention model after its default steps; widths: how many
     features each column has."""
     from minigpt.datasets.tables import Rows
+    from minigpt.applications.plan import fitted
+    from minigpt.nn import model_class
     from minigpt.nn.classifier import classifier
     from minigpt.nn.gpt import GPTConfig
     from minigpt.nn.module import Flat
-    from minigpt.training.config import Config
-    from minigpt.training.optim import OPTIMIZERS
+    from minigpt.training import optimizer_class
     from minigpt.training.scores import probabilities
     from minigpt.training.trainer import Trainer
 
-    c = Config.fitted("table", {"seed": seed, "eval_every": 10**6})
+    c = fitted("table", {"seed": seed, "eval_every": 10**6})
     rng = np.random.default_rng(seed)
     shape = {name: getattr(c, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
     config = GPTConfig(2, dropout=c.dropout, **shape)
-    model = classifier("table", "gpt", widths, config, rng)
-    optimizer = OPTIMIZERS[c.optimizer](Flat(model), c.weight_decay)
+    model = classifier("table", model_class("gpt"), widths, config, rng)
+    optimizer = optimizer_class(c.optimizer)(Flat(model), c.weight_decay)
     with TemporaryDirectory() as out:
         stream = Rows(x, y, seed)
         trainer = Trainer(model, optimizer, stream, (x[:8], y[:8]), c, rng, out, {}, print_nothing)

@@ -6,11 +6,17 @@ import numpy as np
 
 from minigpt.datasets import text
 from minigpt.datasets.tokenizers import CharTokenizer
-from minigpt.engine import device, functional
+from minigpt.engine import device
 from minigpt.engine.autograd import raw, record
 from minigpt.engine.ops import concatenate, reshape
-from minigpt.nn.gpt import GPT, GPTConfig
+from minigpt.engine.functional import gelu
+from minigpt.engine.recipe import relu2
+from minigpt.nn.attention import Attention
+from minigpt.nn.gpt import GPT2 as GPT2Form
+from minigpt.nn.gpt import GPTConfig
+from minigpt.nn.language import Block, LanguageModel
 from minigpt.nn.layers import Linear
+from minigpt.nn.recipe import RotaryAttention, ShiftedBlock
 from minigpt.nn.module import Flat, Module
 from minigpt.training import parallel
 from minigpt.training.config import Config
@@ -18,7 +24,7 @@ from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import Trainer
 from tests.benchmarks import measure
 
-GPT2 = {"turn": None, "activation": "gelu", "shift": None}  # formulas by name
+GPT2 = {"attention": Attention, "block": Block, "activation": gelu}
 NANOGPT = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 NANOGPT |= {"optimizer": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup": 100}
 DEFAULT = Config()
@@ -29,9 +35,9 @@ LADDER = {  # each row adds to those above it: parts of the model, options of th
         {name: getattr(DEFAULT, name) for name in ("learning_rate", "schedule", "warmup")},
     ),
     "Muon": ({}, {"optimizer": "muon"}),
-    "rotary positions": ({"turn": "rotary"}, {}),
-    "token shift": ({"shift": "token_shift"}, {}),
-    "ReLU^2": ({"activation": "relu2"}, {}),
+    "rotary positions": ({"attention": RotaryAttention}, {}),
+    "token shift": ({"block": ShiftedBlock}, {}),
+    "ReLU^2": ({"activation": relu2}, {}),
     "longer context, fewer texts: `train.py`": (
         {},
         {"block_size": DEFAULT.block_size, "batch_size": DEFAULT.batch_size},
@@ -96,6 +102,19 @@ def change(model, part):
             module.bias = None
 
 
+def assembled(c, rng, attention=RotaryAttention, block=ShiftedBlock, activation=relu2):
+    """A GPT of these parts, by default the recipe's; without rotation it learns its positions."""
+    blocks = []
+    for _ in range(c.n_layer):
+        mixer = attention(c.n_embd, c.n_head, rng, c.dropout, c.out_std)
+        blocks.append(block(c, mixer, rng, activation))
+    if attention is RotaryAttention:
+        return LanguageModel(c, blocks, rng)
+    model = GPT2Form(c, rng)
+    model.blocks = blocks
+    return model
+
+
 def learn(data, parts=None, added="", characters=None, **options):
     """Train as train.py does, one process per core -> {"loss": of the whole validation split after
     the last step, "steps", "seconds", "tokens_per_s", "parameters", "curve"}"""
@@ -114,8 +133,7 @@ def work(ranks, data, parts, added, characters, options, out):
     tokenizer = CharTokenizer.train(corpus)
     train, validation = text.split(tokenizer.encode(corpus), c.block_size)
     shape = {name: getattr(c, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
-    parts = {part: name and getattr(functional, name) for part, name in parts.items()}
-    model = GPT(GPTConfig(tokenizer.vocab_size, **shape), rng, **parts)
+    model = assembled(GPTConfig(tokenizer.vocab_size, **shape), rng, **parts)
     change(model, added)
     optimizer = OPTIMIZERS[c.optimizer](Flat(model, ranks), c.weight_decay)
     curve, windows = [], text.windows_in_order(validation, c.block_size)

@@ -11,7 +11,7 @@ from minigpt.engine import device, fast_numpy
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
-from minigpt.nn.families import language_model
+from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.nn.presets import hugging_face_name
@@ -22,7 +22,7 @@ from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
 
 
 def build(shape, form="gpt2"):
-    model = language_model(form, GPTConfig(**shape), np.random.default_rng(0))
+    model = model_class(form)(GPTConfig(**shape), np.random.default_rng(0))
     for name, p in model.named_parameters().items():
         p.data[...] = competitor.array(hugging_face_name(name), p.shape)
     return model

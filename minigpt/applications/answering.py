@@ -1,0 +1,88 @@
+"""Answering: questions, translation, pairs. A task is a text too: a question, a tab, its answer."""
+
+import math
+import shlex
+import sys
+
+from tqdm import tqdm
+
+from minigpt.applications.writing import TextApplication, trained_tokenizer
+from minigpt.datasets import tasks
+from minigpt.messages import say
+from minigpt.training.scores import exact, exact_by_kind
+
+
+class Answering(TextApplication):
+    """Only the tokens of answers are predicted and scored; losses are in nats per such token."""
+
+    longest = 0  # tokens of an example; known once the examples have been read
+
+    def preprocess(self):
+        say("1 preprocess", f"{self.config.data[0]}: reading ...")
+        self.crc = self.read()
+        training = tasks.text_of(self.parts.train)
+        whole = training + tasks.text_of(self.parts.validation + self.parts.test)
+        self.tokenizer = trained_tokenizer(self.config, whole, training)
+        encoded = [tasks.encode(part, self.tokenizer) for part in self.parts]
+        self.train, self.validation, _ = encoded
+        self.uniform = math.log(self.tokenizer.vocab_size)
+        self.longest = max(x.shape[1] for x, _ in encoded)
+        sizes = " / ".join(f"{len(part):,}" for part in self.parts)
+        most = f"examples of {self.longest} tokens at most"
+        say("", f"{most}; train / validation / test {sizes}")
+
+    def read(self):
+        self.parts = tasks.load(self.config.data[0], self.config.seed)
+        return self.parts.crc()
+
+    def build(self, rng):
+        model = super().build(rng)
+        if self.longest > model.block_size:
+            need = f"expected at least {self.longest}, the longest example"
+            raise ValueError(f"--block-size: {need}, got {self.config.block_size}; raise it")
+        return model
+
+    def windows(self):
+        return self.validation
+
+    def stream(self):
+        return tasks.Lines(*self.train, self.config.seed)
+
+    def report(self, trainer, loss, best):
+        """A line with the losses, and how many answers to the first hundred examples are right."""
+        x, y = self.validation
+        right = exact(trainer.model, x[:100], y[:100]).mean()
+        tqdm.write(self.progress(trainer, loss) + f", exact {right:.1%}")
+
+    def validate(self, loss):
+        say("5 validate", f"validation part: {loss:.4f} nats per token of the answers")
+
+    def apply(self, model):
+        super().apply(model)
+        question = shlex.quote(self.parts.test[0][0][0])
+        say("", f"next: python sample.py {shlex.quote(self.config.out)} --prompt {question}")
+
+    def scores(self, model):
+        x, y = tasks.encode(self.parts.test, self.tokenizer)
+        return exact_by_kind(model, x, y, tasks.kinds(self.parts.test))
+
+    def listen(self, how, prompt):
+        if how.stop:
+            raise ValueError("--stop: expected none, as an answer ends by itself; leave it out")
+        if prompt is not None and not prompt.strip():
+            raise ValueError("--prompt: expected a question, got none; leave it out for the report")
+        self.how = how
+
+    def reply(self, model, words, rng):
+        """Print the answer to a question, alone."""
+        question = self.known(words)
+        if not question.strip():
+            print("sample.py: nothing is asked", file=sys.stderr)
+            return
+        for _ in range(self.how.count):
+            pieces = self.pieces(model, tasks.asked(question), rng, stop="\n", temperature=0)
+            print("".join(pieces).strip())
+
+    def without_prompt(self, model, how, read):
+        self.listen(how, None)
+        return read() or super().without_prompt(model, how, read)

@@ -1,0 +1,153 @@
+"""Application: what a run is for, as train.py and sample.py see it.
+
+train.py calls the first methods, in the order of its six steps; sample.py calls the others on an
+application that `restore` has made from a checkpoint. Every kind of data has its own application,
+and none of the two scripts asks which one it holds.
+"""
+
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from minigpt.messages import say
+from minigpt.nn import model_class
+from minigpt.nn.gpt import GPTConfig
+
+
+@dataclass
+class Sampling:
+    """How sample.py wants text: options of its command line; temperature None is the default."""
+
+    tokens: int = 500
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: str = ""
+    count: int = 1
+
+
+def model_shape(config, vocab_size):
+    """The shape that the options give to a model.  config: a training.config.Config"""
+    heads = config.n_head if model_class(config.model).heads else 1  # others have none to fit
+    return GPTConfig(
+        vocab_size,
+        block_size=config.block_size,
+        n_layer=config.n_layer,
+        n_head=heads,
+        n_embd=config.n_embd,
+        dropout=config.dropout,
+    )
+
+
+def in_words(config):
+    """The shape of a model of text: "4 layers, 4 heads, 128 wide, context 256" """
+    heads = f"{config.n_head} heads, " if model_class(config.model).heads else ""
+    return f"{config.n_layer} layers, {heads}{config.n_embd} wide, context {config.block_size}"
+
+
+class Application:
+    """One run's data and what is done with it.
+
+    config: the options (training.config.Config); folder: where the data lies that the project ships
+    or caches. After preprocess() an application has `crc`, the checksum of its data, and `uniform`,
+    the loss of guessing blindly. It can be pickled: each process of a training gets a copy.
+    """
+
+    scale = 1.0  # from the model's loss to the one that is printed
+    unit = "token"  # of what a model works on
+
+    def __init__(self, config, folder):
+        self.config, self.folder = config, folder
+
+    # What train.py does.
+
+    def preprocess(self):
+        """1: read the data, turn it into arrays, and say how much it is and what must be beaten."""
+        raise NotImplementedError
+
+    def build(self, rng):
+        """2: the model, its first weights drawn from the Generator rng."""
+        raise NotImplementedError
+
+    def form(self):
+        """2: the shape of that model in words."""
+        return in_words(self.config)
+
+    def windows(self):
+        """3 to 5: x and y of the whole validation part."""
+        raise NotImplementedError
+
+    def stream(self):
+        """4: batches of the training part, without end (see datasets/stream.py)."""
+        raise NotImplementedError
+
+    def report(self, trainer, loss, best):
+        """4: print a line at each evaluation; loss is the one of now, best the lowest before."""
+        tqdm.write(self.progress(trainer, loss))
+
+    def progress(self, trainer, loss):
+        """That line; an untrained model has no losses yet."""
+        figures = "untrained"
+        if trainer.step:
+            figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
+        place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
+        return f"{'':<14} {place}  epoch {trainer.stream.epoch + 1}  {figures}"
+
+    def validate(self, loss):
+        """5: say what the mean loss over the whole validation part means."""
+        raise NotImplementedError
+
+    def apply(self, model):
+        """6: let the trained model do what it is for, and say how to go on."""
+        first, *rest = self.scores(model)
+        say("6 apply", f"held out: {first}")
+        for line in rest:
+            say("", line)
+
+    # What a checkpoint keeps of it.
+
+    def about(self):
+        """What restore needs besides the options, as JSON."""
+        raise NotImplementedError
+
+    @classmethod
+    def restore(cls, config, about, folder):
+        """The application of a checkpoint, without its data."""
+        raise NotImplementedError
+
+    # What sample.py does.
+
+    def listen(self, how, prompt):
+        """Get ready to reply in the way `how` says, a Sampling; prompt: --prompt, None without it.
+
+        Raises ValueError if it cannot.
+        """
+        wanted = f"expected a model that writes, {self.config.out} classifies"
+        raise ValueError(f"--prompt: {wanted}; use --input")
+
+    def reply(self, model, words, rng):
+        """Print what the model makes of a user's words."""
+        raise NotImplementedError
+
+    def predict(self, model, path):
+        """Print what the model makes of a file."""
+        wanted = f"expected a classifier, {self.config.out} writes"
+        raise ValueError(f"--input: {wanted}; use --prompt")
+
+    def without_prompt(self, model, how, read):
+        """Print the scores of the test part, whose data is read again for that.
+
+        Or return the words to reply to: read() gives those that are piped into sample.py.
+        Raises ValueError if the data is not what the model has learned from.
+        """
+        if self.read() != self.crc:
+            raise ValueError(f"{self.config.data[0]}: not what this run has read; restore it")
+        print("\n".join(self.scores(model)))
+
+    def read(self):
+        """Read or generate the data -> a checksum of it (CRC-32)."""
+        raise NotImplementedError
+
+    def scores(self, model):
+        """Lines that say how good the model is on the test part, which nothing has seen so far."""
+        raise NotImplementedError

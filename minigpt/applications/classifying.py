@@ -1,0 +1,87 @@
+"""Classifying: images, sounds and rows of a table. The model predicts to which class each belongs."""
+
+import csv
+import math
+import shlex
+import sys
+
+import numpy as np
+
+from minigpt.applications.application import Application, model_shape
+from minigpt.datasets import tables
+from minigpt.messages import say
+from minigpt.nn import FAMILIES, model_class
+from minigpt.nn.classifier import classifier
+from minigpt.training.scores import held_out, probabilities
+
+
+class Classifying(Application):
+    """Losses are in nats per example."""
+
+    unit = "example"
+
+    def preprocess(self):
+        say("1 preprocess", f"{self.config.data[0]}: reading ...")
+        self.crc = self.read()
+        e = self.examples
+        self.kind, self.classes, self.encoder = e.kind, e.classes, e.encoder
+        self.uniform = math.log(len(e.classes))
+        (x, y), (_, truth) = e.train, e.test
+        sizes = " / ".join(f"{len(part):,}" for _, part in (e.train, e.validation, e.test))
+        size = " x ".join(map(str, x.shape[1:]))
+        classes = f"{len(e.classes)} classes"
+        say("", f"{e.kind}s of {size}, {classes}; train / validation / test {sizes}")
+        most = np.bincount(y).argmax()
+        often = f"always {e.classes[most]}: {(truth == most).mean():.2%} right"
+        say("", f"to beat: {often}; {self.uniform:.3f} nats")
+
+    def read(self):
+        config = self.config
+        self.examples = tables.load(config.data[0], config.target, config.seed, self.folder)
+        return self.examples.crc()
+
+    def build(self, rng):
+        shape = model_shape(self.config, len(self.classes))
+        family = model_class(self.config.model)
+        return classifier(self.kind, family, self.encoder.shape, shape, rng)
+
+    def form(self):
+        return f"{self.config.n_embd} wide"
+
+    def windows(self):
+        return self.examples.validation
+
+    def stream(self):
+        return tables.Rows(*self.examples.train, self.config.seed, tables.VARY[self.kind])
+
+    def validate(self, loss):
+        say("5 validate", f"validation part: {loss:.4f} nats per example")
+
+    def apply(self, model):
+        super().apply(model)
+        say("", f"next: python sample.py {shlex.quote(self.config.out)} --input FILE")
+
+    def scores(self, model):
+        return held_out(model, self.examples)
+
+    def about(self):
+        encoder = self.encoder.config()
+        return {"kind": self.kind, "classes": self.classes, "encoder": encoder, "data": self.crc}
+
+    @classmethod
+    def restore(cls, config, about, folder):
+        self = cls(config, folder)
+        self.kind, self.classes, self.crc = about["kind"], about["classes"], about["data"]
+        self.encoder = tables.encoder_from(about["encoder"])
+        return self
+
+    def predict(self, model, path):
+        """Print, as CSV, the likeliest class and the probability of each, for what is in the file."""
+        p = probabilities(model, self.encoder.encode(path))
+        for column, values in getattr(self.encoder, "unseen", {}).items():
+            new = ", ".join(f"{value} ({n} rows)" for value, n in values.items())
+            print(f"sample.py: {path}: column {column}: not seen in training: {new}", file=sys.stderr)
+        out = csv.writer(sys.stdout, lineterminator="\n")
+        out.writerow(["likeliest", *self.classes])
+        for row in p:
+            out.writerow([self.classes[row.argmax()], *(f"{value:.4f}" for value in row)])

@@ -1,0 +1,221 @@
+"""Plan: from the words of a command line to a run, and what a run would need and cost.
+
+The defaults of an option depend on the data and on the model; a model's name may stand for a shape;
+and a run that is resumed keeps its options. A model can be planned without its weights: to count
+them, only their shapes are needed.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from minigpt.applications.application import in_words, model_shape
+from minigpt.datasets import catalogue
+from minigpt.messages import say
+from minigpt.nn import FAMILIES, PAPERS, model_class
+from minigpt.nn.presets import SIZES, VOCABULARY
+from minigpt.training import checkpoint, costs
+from minigpt.training.config import Config
+from minigpt.training.defaults import DEFAULTS
+from minigpt.training.processes import physical_cores
+
+# What may change when a run is resumed.
+FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # what presets.SIZES gives
+BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+TIMES = {"s": 1, "hours": 3600, "days": 86400, "years": 365 * 86400}
+
+
+def configure(given, resume, overwrite):
+    """The options that were given -> kind of data, Config, the checkpoint to go on from (or None).
+
+    Raises ValueError if they do not fit together or if the folder holds another run.
+    """
+    usual = Config()
+    run = {"data": usual.data, "model": usual.model, "out": None} | given
+    names = "+".join(Path(name).stem for name in run["data"])
+    out = Path(run["out"] or f"out/{names}-{run['model']}")
+    if {"minutes", "steps"} <= given.keys():
+        raise ValueError("--steps: expected --minutes or --steps, got both; leave one out")
+    saved = None
+    if resume:
+        saved = checkpoint.load(out / "last.safetensors")
+        given = continued(given, saved[1])
+        run |= given
+    elif out.exists() and not out.is_dir():
+        raise ValueError(f"--out: expected a folder, {out} is a file; name another")
+    elif out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
+    kind = catalogue.kind(run["data"], given.get("target"))
+    if kind not in ("text", "task") and run["model"] in PAPERS:
+        expected = f"{', '.join(FAMILIES)} for examples".replace(", conv", " or conv")
+        raise ValueError(f"--model: expected {expected}, got {run['model']}")
+    config = fitted(kind, given)
+    config.out = str(out)
+    model_shape(config, 1)  # refuses a shape that cannot be before any data is read
+    if config.tokenizer == "char" and config.vocab_size != usual.vocab_size:
+        need = "expected --tokenizer bpe, of which it is the size"
+        raise ValueError(f"--vocab-size: {need}, got char; add it or leave this out")
+    return kind, config, saved
+
+
+def continued(given, about):
+    """The options of a run that is resumed: those of its checkpoint, and what may change of those
+    that were given. Raises ValueError for what would make it another run."""
+    before = about["config"]
+    for name in given.keys() - FREE:
+        if given[name] != before.get(name):
+            what = f"--{name.replace('_', '-')}: this run has {before.get(name)}"
+            other = "set --steps" if name == "minutes" else "leave it out"
+            remedy = f"{other}, or start a new run in another --out"
+            raise ValueError(f"{what}, got {given[name]}; {remedy}")
+    at = about["state"]["step"]
+    if given.get("steps", at) < at:
+        got = f"got {given['steps']}"
+        raise ValueError(f"--steps: expected at least {at}, where this run is, {got}")
+    return before | given
+
+
+def fitted(kind, given):
+    """The options: what is given, over the model's shape, over the defaults for this kind of data."""
+    model = given.get("model", Config().model)
+    own = {}
+    for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):
+        own |= DEFAULTS.get(name, {})
+    if model in SIZES:
+        own |= dict(zip(SHAPE, SIZES[model], strict=True))
+    if "minutes" in given:
+        own.pop("steps", None)
+    return Config(**own | given)
+
+
+class Unwritten:
+    """Stands in for a Generator where only shapes are of interest: its draws take no memory."""
+
+    def standard_normal(self, shape, dtype):
+        return _Draws(shape)
+
+
+class _Draws:
+    def __init__(self, shape):
+        self.shape = shape
+
+    def __mul__(self, std):
+        return np.broadcast_to(np.float32(0), self.shape)  # one zero, seen from everywhere
+
+
+def outline(config, vocab_size):
+    """The language model that the options describe, with shapes but without weights."""
+    return model_class(config.model)(model_shape(config, vocab_size), Unwritten())
+
+
+def parts_of(model):
+    """{part: how many numbers it learns}, and how many of them lie in the blocks' matrices."""
+    mixer = model.blocks[0].mixer.title
+    titles = {"embedding": "embeddings", "position": "positions", "mixer": mixer, "mlp": "MLP"}
+    parts = dict.fromkeys(("embeddings", "positions", mixer, "MLP", "norms"), 0)
+    hidden = 0
+    for name, p in model.named_parameters().items():
+        words = name.split(".")  # blocks.0.mlp.up.weight, norm.bias
+        part = words[2] if words[0] == "blocks" else words[0]
+        parts[titles.get(part, "norms")] += p.size
+        if words[0] == "blocks" and p.ndim >= 2:
+            hidden += p.size
+    return {part: n for part, n in parts.items() if n}, hidden
+
+
+def memory(model, optimizer):
+    """{what: bytes} of training a model, activations aside."""
+    parts, hidden = parts_of(model)
+    return costs.memory(sum(parts.values()), hidden, optimizer)
+
+
+def refuse_what_does_not_fit(kind, config, library):
+    """Raise ValueError if there are too many workers, or if weights, gradients and moments alone
+    exceed the memory of this machine."""
+    on_cpu = library is np
+    most = 4 * physical_cores() if on_cpu else 1
+    if (config.workers or 1) > most:
+        got = f"got {config.workers}; leave it out"
+        raise ValueError(f"--workers: expected at most {most} here, {got}")
+    if not on_cpu or kind not in ("text", "task"):
+        return
+    if config.n_embd * (config.n_layer * config.n_embd + config.block_size) < 1e7:
+        return  # some 2 GB at most
+    need = sum(memory(outline(config, 1), config.optimizer).values())  # no text has been read yet
+    room = costs.room()
+    if need > room:
+        fits = f"weights, gradients and moments within {scaled(room, BYTES)} of memory"
+        remedy = "choose a smaller --model or shape; --dry-run says what it would cost"
+        raise ValueError(f"model: expected {fits}, got {scaled(need, BYTES)}; {remedy}")
+
+
+def dry_run(given):
+    """Say what the model of these options and its training would cost; nothing is read or built."""
+    config = fitted(dry_kind(given.get("data", [])), given)
+    vocab_size = given.get("vocab_size", VOCABULARY)
+    model = outline(config, vocab_size)
+    parts, _ = parts_of(model)
+    count = sum(parts.values())
+    window = getattr(model, "window", None)
+    banded = f", {window} in every second block" if window else ""
+    say(config.model, in_words(config) + banded)
+    whose = "as asked" if "vocab_size" in given else "GPT-2's, as no text is read; or --vocab-size"
+    say("", f"vocabulary {vocab_size:,}: {whose}")
+    say("parameters", f"{count:,}")
+    for name, n in parts.items():
+        say("", f"  {name:<20} {n:>18,} {n / count:>7.1%}")
+
+    per_token = model.flops_per_token()
+    mixers = sum(block.mixer.flops(config.block_size) for block in model.blocks)
+    share = f", {mixers / per_token:.1%} of it attention over the context" if mixers else ""
+    say("operations", f"{per_token:.3g} FLOPs to train on a token{share}")
+    needed = memory(model, config.optimizer)
+    say("memory", f"{scaled(sum(needed.values()), BYTES)} to train in float32, activations aside")
+    for name, n in needed.items():
+        say("", f"  {name:<20} {scaled(n, BYTES):>18}")
+    if model.heads:
+        cache = scaled(8 * config.n_layer * config.n_embd * config.block_size, BYTES)
+        say("", f"{cache} of keys and values when sampling, at the end of a context")
+    of_the_paper = config.model == "gpt3-175b" and given.keys().isdisjoint({*SHAPE, "vocab_size"})
+    say_the_price(per_token * costs.TOKENS, of_the_paper)
+
+
+def dry_kind(names):
+    """The kind of data that a dry run counts for; raises ValueError if it is not text."""
+    kinds = {name: catalogue.named_kind(name) for name in names}
+    for name, kind in kinds.items():
+        if kind not in ("text", "task"):
+            raise ValueError(f"--dry-run: expected a model of text, got {name}; leave --data out")
+    return kinds[names[0]] if names else "text"
+
+
+def say_the_price(flops, of_the_paper):
+    """Say what a training of so many FLOPs costs, beside the paper's figure if it is GPT-3's own."""
+    say("training", f"on {costs.TOKENS / 1e9:.0f} billion tokens, as GPT-3: {flops:.3g} FLOPs")
+    if of_the_paper:
+        less = f"{costs.FLOPS:.3g}, without attention over the context"
+        say("", f"({flops / costs.FLOPS - 1:+.1%} beside the paper's {less})")
+    for machines in (costs.V100, costs.A100):
+        seconds, energy, carbon = costs.training(flops, machines)
+        name = f"{machines.count:,} {machines.name} at {machines.rate / 1e12:.1f} TFLOP/s"
+        use = f"{figure(energy):>9} MWh {figure(carbon):>9} t CO2e"
+        say("", f"  {name:<28} {scaled(seconds, TIMES):>15} {use}")
+    cores = physical_cores()
+    name = f"{cores} cores here at {costs.CORE / 1e12:.2f} TFLOP/s"
+    say("", f"  {name:<28} {scaled(flops / (cores * costs.CORE), TIMES):>15}")
+    say("", f"V100: {costs.V100.watts} W with the rest of the machine, their speed with GPT-3")
+    say("", f"A100: {costs.A100.watts} W alone, 40 % of their peak assumed; so is a core's speed")
+    say("", f"both: PUE {costs.PUE:.2f}, {costs.CARBON} kg CO2e per kWh, as for GPT-3;")
+    say("", "V100, PUE and CO2: Patterson et al. 2021, arXiv 2104.10350, table 4")
+
+
+def scaled(x, units):
+    """scaled(7200, TIMES) -> 2 hours"""
+    name = [name for name in units if units[name] <= max(x, 1)][-1]
+    return f"{figure(x / units[name])} {name}"
+
+
+def figure(x):
+    """Three digits, or all before the point."""
+    return f"{x:,.0f}" if x >= 100 else f"{x:.3g}"

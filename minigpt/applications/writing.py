@@ -1,0 +1,167 @@
+"""Writing: text goes on. The model predicts the next token of a text, and so it can write one."""
+
+import json
+import math
+import shlex
+import sys
+import zlib
+
+import numpy as np
+from tqdm import tqdm
+
+from minigpt.applications.application import Application, model_shape
+from minigpt.datasets import text
+from minigpt.datasets.tokenizers import CharTokenizer, tokenizer_from
+from minigpt.generate import stream
+from minigpt.messages import say
+from minigpt.nn import model_class
+
+
+def trained_tokenizer(config, whole, training):
+    """One of all characters of the text, or one that learns its tokens from the training part."""
+    if config.tokenizer == "char":
+        distinct = len(set(whole))
+        if distinct > 5000:
+            say("", f"{distinct:,} characters, each learned by itself: try --tokenizer bpe")
+        return CharTokenizer.train(whole)
+    from minigpt.datasets.bpe import BPETokenizer
+
+    return BPETokenizer.train(training, config.vocab_size)
+
+
+class TextApplication(Application):
+    """What all models of text share: a tokenizer, and what follows a prompt."""
+
+    def build(self, rng):
+        shape = model_shape(self.config, self.tokenizer.vocab_size)
+        return model_class(self.config.model)(shape, rng)
+
+    def about(self):
+        return {"tokenizer": self.tokenizer.config(), "data": self.crc}
+
+    @classmethod
+    def restore(cls, config, about, folder):
+        self = cls(config, folder)
+        self.tokenizer, self.crc = tokenizer_from(about["tokenizer"]), about["data"]
+        return self
+
+    def listen(self, how, prompt):
+        self.how = how
+
+    def known(self, words):
+        """The words without the characters that the model does not know, which are named."""
+        unknown = self.tokenizer.unknown(words)
+        if unknown:
+            run = self.config.out
+            print(f"sample.py: left out, unknown to {run}: {unknown!r}", file=sys.stderr)
+        return "".join(c for c in words if c not in unknown)
+
+    def pieces(self, model, start, rng, stop, temperature):
+        """Yield what the model writes after `start`; temperature is the one if none was asked for."""
+        how, n, most = self.how, len(self.tokenizer.encode(start)), model.block_size
+        if n > most:
+            reads = f"{self.config.out} reads the last {most}"
+            print(f"sample.py: the prompt has {n} tokens, {reads}", file=sys.stderr)
+        if how.temperature is not None:
+            temperature = how.temperature
+        choice = {"temperature": temperature, "top_k": how.top_k, "top_p": how.top_p}
+        return stream(model, self.tokenizer, start, how.tokens, rng, stop, **choice)
+
+
+class Writing(TextApplication):
+    """Texts of any kind. Losses are in nats per character, whatever the tokenizer."""
+
+    def preprocess(self):
+        config = self.config
+        say("1 preprocess", f"{' '.join(config.data)}: reading ...")
+        characters = text.load(config.data, self.folder)
+        self.crc = zlib.crc32(characters.encode())
+        training, rest = text.split(characters, config.block_size)
+        self.tokenizer = trained_tokenizer(config, characters, training)
+        self.train, self.validation = map(self.tokenizer.encode, (training, rest))
+        least = min(len(self.train), len(self.validation))
+        if least <= config.block_size:
+            need = f"more than --block-size {config.block_size} tokens of bpe in each part"
+            raise ValueError(f"--data: expected {need}, got {least}; add text or lower it")
+        self.scale = len(self.validation) / len(rest)  # tokens per character
+        self.uniform = self.scale * math.log(self.tokenizer.vocab_size)
+        self.describe(characters)
+        self.count_baselines(rest)
+
+    def describe(self, characters):
+        """Say how much text it is."""
+        sizes = f"train {len(self.train):,} / validation {len(self.validation):,}"
+        size = f"{len(characters):,} characters, {len(set(characters))} distinct"
+        many = ""
+        if self.config.tokenizer == "bpe":
+            many = f"{self.tokenizer.vocab_size:,} tokens of bpe; "
+        say("", f"{size}; {many}{sizes}")
+
+    def count_baselines(self, rest):
+        """Say what must be beaten: {name: loss} of guessing, counting and compressing `rest`."""
+        V = self.tokenizer.vocab_size
+        counted = text.baselines(self.train, self.validation, V, rest, self.folder)
+        self.to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
+        self.to_beat["best n-gram"] = counted["best"]
+        if self.to_beat["bzip2"] > self.uniform:  # its header alone outweighs a small text
+            del self.to_beat["bzip2"]
+        figures = ", ".join(f"{name} {loss:.3f}" for name, loss in self.to_beat.items())
+        part = f", counted on {counted['read']:,}" if counted["read"] < len(self.train) else ""
+        say("", "to beat, in nats per character (1 nat = 1.44 bits):")
+        say("", f"{figures} (order {counted['order']}{part})")
+
+    def windows(self):
+        return text.windows_in_order(self.validation, self.config.block_size)
+
+    def stream(self):
+        windows = text.Windows(self.train, self.config.block_size, self.config.seed)
+        windows.scale = self.scale
+        return windows
+
+    def report(self, trainer, loss, best):
+        """Two lines: the losses, with the bars that fell, and a sample."""
+        passed = ", ".join(name for name, bar in self.to_beat.items() if loss < bar <= best)
+        tqdm.write(self.progress(trainer, loss) + (f": past {passed}" if passed else ""))
+        rng = np.random.default_rng((self.config.seed, trainer.step))
+        tqdm.write(f"{'':<14} {self.line(trainer.model, rng)}")
+
+    def validate(self, loss):
+        loss *= self.scale
+        bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
+        n_gram = self.to_beat["best n-gram"]
+        say("5 validate", f"whole split: {bits},")
+        say("", f"{'below' if loss < n_gram else 'not below'} the best n-gram, {n_gram:.3f}")
+
+    def apply(self, model):
+        say("6 apply", self.line(model, np.random.default_rng(self.config.seed)))
+        say("", f"next: python sample.py {shlex.quote(self.config.out)} --interactive")
+        say("", "and read minigpt/engine/autograd.py")
+
+    def line(self, model, rng, tokens=56):
+        """What the model writes after "The " (or its first token, if that is unknown), on a line."""
+        char = isinstance(self.tokenizer, CharTokenizer)
+        prompt = "The " if char else "The"  # in bpe a space begins the next word
+        if self.tokenizer.unknown(prompt):
+            prompt = self.tokenizer.decode([0])
+        training = model.training
+        pieces = stream(model.eval(), self.tokenizer, prompt, tokens, rng, temperature=0.8)
+        written = "".join(pieces)
+        model.train(training)
+        return json.dumps(prompt + written, ensure_ascii=False)
+
+    def reply(self, model, words, rng):
+        """Print the words and what follows them, as it comes."""
+        known = self.known(words)
+        start = known
+        if not known:  # a text begins after a line end
+            start = "\n" if not self.tokenizer.unknown("\n") else self.tokenizer.decode([0])
+        for _ in range(self.how.count):
+            print(known, end="", flush=True)
+            for piece in self.pieces(model, start, rng, self.how.stop, temperature=0.8):
+                print(piece, end="", flush=True)
+            print()
+
+    def without_prompt(self, model, how, read):
+        """Go on from what is piped in, or begin."""
+        self.listen(how, None)
+        return read()

@@ -1,0 +1,121 @@
+"""The recipe: what measurement adds to GPT-2's form. The ablation in README says what each brings.
+
+- Rotary positions: queries and keys turn with their positions, so that their product depends on how
+  far they are apart. No position needs a vector of its own.
+- Token shift: the MLP also sees some channels of the two tokens before.
+- ReLU^2 in the place of GELU.
+
+Recurrence and convolution use the same block, and bring their own mixer.
+"""
+
+from minigpt.engine.arrays import module_of
+from minigpt.engine.autograd import raw
+from minigpt.engine.functional import relu2, rotary, token_shift
+from minigpt.engine.ops import split
+from minigpt.nn.attention import Attention
+from minigpt.nn.language import Block, LanguageModel, positions
+
+
+def without_padding(x, mask):
+    """x (B, T, C) with zeros where the last T columns of the mask have a 0."""
+    return x if mask is None else x * mask[:, -x.shape[1] :, None].astype(x.dtype)
+
+
+def last_inputs(past, x, mask):
+    """The last n real tokens of past (B, n, C), which are all real, and x (B, T, C) -> (B, n, C)"""
+    xp, (B, n, _), T = module_of(past), past.shape, x.shape[1]
+    whole = xp.concatenate([past, raw(x)], 1)
+    if mask is None:
+        return whole[:, T:].copy()
+    # Every real token's place in `whole`, and -1 for padding. Sorted, the last n of a row are the
+    # places of its last n real tokens, still in the order of the text.
+    real = xp.concatenate([xp.ones((B, n), int), mask[:, -T:]], 1) != 0
+    places = xp.where(real, xp.arange(n + T), -1)
+    last = xp.sort(places, 1)[:, -n:]
+    return whole[xp.arange(B)[:, None], last].copy()
+
+
+class RotaryAttention(Attention):
+    """Attention whose queries and keys are turned by their positions (see engine/recipe.py)."""
+
+    def __init__(self, n_embd, n_head, rng, p=0.0, out_std=0.02):
+        width = n_embd // n_head
+        if width % 2:
+            expected = f"heads of an even width, got {n_embd} / {n_head} = {width}"
+            raise ValueError(f"n_embd: expected {expected}; try {n_embd + n_head}")
+        super().__init__(n_embd, n_head, rng, p, out_std)
+
+    def heads(self, x, mask, past):
+        (B, T, C), H = x.shape, self.n_head
+        z = self.qkv(x).reshape((B, T, 3 * H, C // H))
+        qk, v = split(z, [2 * H], 2)
+        q, k = split(rotary(qk, positions(mask, past, T)), 2, 2)
+        return q, k, v
+
+
+class RecipeBlock(Block):
+    """GPT-2's block with another activation, which all families and classifiers share."""
+
+    def __init__(self, config, mixer, rng, activation=relu2):
+        super().__init__(config, mixer, rng, activation)
+
+
+class ShiftedBlock(RecipeBlock):
+    """A block whose MLP also sees the two tokens before.
+
+    The state is a pair: the mixer's, and the last two inputs of the MLP (B, 2, C).
+    """
+
+    def forward(self, x, mask=None, state=None):
+        mixed, past = state or (None, None)
+        y, mixed = self.mixer(self.norm1(x), mask, mixed)
+        x = x + y
+        h = without_padding(self.norm2(x), mask)
+        y = self.mlp(token_shift(h, past))
+        if state is None:
+            return x + y, None
+        return x + y, (mixed, last_inputs(past, h, mask))
+
+    def new_state(self, B, block_size):
+        """What the mixer remembers at first, and zeros for two tokens that were not there."""
+        w = self.norm1.weight.data
+        return super().new_state(B, block_size), module_of(w).zeros((B, 2, len(w)), w.dtype)
+
+
+class Recipe(LanguageModel):
+    """A language model of shifted blocks. Each family says what its mixers are.
+
+    A new mechanism is a subclass with a `mixer` and a line in nn/__init__.py.
+    """
+
+    def __init__(self, config, rng):
+        blocks = []
+        for i in range(config.n_layer):
+            blocks.append(ShiftedBlock(config, self.mixer(config, i, rng), rng))
+        super().__init__(config, blocks, rng)
+
+    @classmethod
+    def mixer(cls, config, i, rng):
+        """The mixer of block i, which sees the past only."""
+        raise NotImplementedError
+
+    @classmethod
+    def reader(cls, config, i, rng):
+        """The mixer of block i of a classifier, which may look at all of its input."""
+        return cls.mixer(config, i, rng)
+
+
+class GPT(Recipe):
+    """The default model: the recipe's block around rotary attention."""
+
+    heads = True
+
+    @classmethod
+    def mixer(cls, config, i, rng):
+        c = config
+        return RotaryAttention(c.n_embd, c.n_head, rng, c.dropout, c.out_std)
+
+    @classmethod
+    def reader(cls, config, i, rng):
+        c = config
+        return Attention(c.n_embd, c.n_head, rng, c.dropout, c.out_std, causal=False)

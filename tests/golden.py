@@ -1,0 +1,101 @@
+"""Print the golden path: which lines of minigpt/ the canonical commands run, file by file.
+
+python -m tests.golden            the canonical commands: GPT-2's form, AdamW, definitions alone
+python -m tests.golden --check    also hold the project to its bounds, as .ci/run does
+
+The commands train a tiny GPT-2 for four steps in one process, on definitions alone, and sample from
+it; a large one runs the same lines. A line counts once, however often it runs.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "minigpt"
+PATH_BOUND, TOTAL_BOUND = 1250, 7000
+
+TRACE = """
+import collections, io, json, sys
+from contextlib import redirect_stdout
+package, lines = sys.argv[1], collections.defaultdict(set)
+
+def line(frame, event, arg):
+    if event == "line":
+        lines[frame.f_code.co_filename].add(frame.f_lineno)
+    return line
+
+def call(frame, event, arg):
+    return line(frame, event, arg) if frame.f_code.co_filename.startswith(package) else None
+
+sys.settrace(call)
+import sample, train
+with redirect_stdout(io.StringIO()):
+    train.main(sys.argv[2].split())
+    sample.main(["--tokens", "200", "--prompt", "The with statement"])
+sys.settrace(None)
+print(json.dumps({name: sorted(found) for name, found in lines.items()}))
+"""
+SIZE = "--steps 4 --eval-every 2 --n-layer 1 --n-embd 16 --n-head 2"
+CANONICAL = f"--model gpt2-mini --plain --workers 1 {SIZE}"
+DEFAULT = SIZE
+
+
+def golden(words):
+    """{file of minigpt/: the numbers of the lines that run} for train.py with these words."""
+    import json
+
+    with TemporaryDirectory() as folder:
+        command = [sys.executable, "-W", "error", "-c", TRACE, str(PACKAGE), words]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    lines = json.loads(done.stdout)
+    return {str(Path(name).relative_to(PACKAGE)): found for name, found in lines.items()}
+
+
+def count(*places):
+    """How many lines these files, or the Python and CUDA files in these folders, have together."""
+    files = []
+    for place in places:
+        files += [place] if place.is_file() else [*place.rglob("*.py"), *place.rglob("*.cu")]
+    return sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files)
+
+
+def chapters():
+    """{chapter: minutes} from the table of contents, in reading order."""
+    text = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    return {name: int(n) for name, n in re.findall(r"^(\S+\.py) +(\d+)  ", text, re.M)}
+
+
+def main():
+    parser = argparse.ArgumentParser("python -m tests.golden", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--check", action="store_true", help="fail if a bound does not hold")
+    check = parser.parse_args().check
+    found, order = golden(CANONICAL), chapters()
+    for name in sorted(found, key=lambda name: [*order, name].index(name)):
+        n, of = len(found[name]), count(PACKAGE / name)
+        print(f"{name:<30} {n:>4} of {of:>4} lines {order.get(name, 0):>4} minutes")
+    path, package = sum(map(len, found.values())), count(PACKAGE)
+    total = package + count(ROOT / "train.py", ROOT / "sample.py")
+    print(f"the golden path: {path:,} lines (at most {PATH_BOUND:,})")
+    print(f"minigpt/: {package:,} lines; with train.py and sample.py {total:,} ", end="")
+    print(f"(at most {TOTAL_BOUND:,})")
+    if check:
+        readme = (ROOT / "README.md").read_text(encoding="utf-8")
+        claims = [f"minigpt/ has {package:,} lines", f"run {path:,} of them"]
+        missing = [claim for claim in claims if claim not in " ".join(readme.split())]
+        for claim in missing:
+            print(f"README.md does not say: {claim}")
+        if path > PATH_BOUND or total > TOTAL_BOUND or missing:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
