@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minigpt.engine.functional import gelu, relu2, rotary, token_shift
+from minigpt.engine.functional import gelu
+from minigpt.engine.recipe import relu2, rotary, token_shift
 from minigpt.nn.attention import Attention
 from minigpt.nn.language import LanguageModel, stack
 from minigpt.nn.layers import Embedding

@@ -4,8 +4,8 @@ import sys
 from functools import partial
 
 from minigpt.engine.arrays import module_of
-from minigpt.engine.functional import relu2, token_shift
 from minigpt.engine.ops import matmul, transpose
+from minigpt.engine.recipe import relu2, token_shift
 from minigpt.nn.attention import positions
 from minigpt.nn.layers import MLP, Dropout, Embedding, LayerNorm, last_inputs, without_padding
 from minigpt.nn.module import Module

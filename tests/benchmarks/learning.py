@@ -6,9 +6,11 @@ import numpy as np
 
 from minigpt.datasets import text
 from minigpt.datasets.tokenizers import CharTokenizer
-from minigpt.engine import device, functional
+from minigpt.engine import device
 from minigpt.engine.autograd import raw, record
+from minigpt.engine.functional import gelu
 from minigpt.engine.ops import concatenate, reshape
+from minigpt.engine.recipe import relu2, rotary, token_shift
 from minigpt.nn.gpt import GPT, GPTConfig
 from minigpt.nn.layers import Linear
 from minigpt.nn.module import Flat, Module
@@ -18,6 +20,7 @@ from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import Trainer
 from tests.benchmarks import measure
 
+FORMULAS = {"gelu": gelu, "relu2": relu2, "rotary": rotary, "token_shift": token_shift}
 GPT2 = {"turn": None, "activation": "gelu", "shift": None}  # formulas by name
 NANOGPT = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 NANOGPT |= {"optimizer": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup": 100}
@@ -49,10 +52,10 @@ def rms_norm(x):
     scale = ((np.vecdot(a, a) / a.shape[-1] + 1e-5) ** -0.5)[..., None]
     y = a * scale
 
-    def backward(dy):
-        return (scale * (dy - y * (np.vecdot(dy, y) / y.shape[-1])[..., None]),)
+    def rule(dy):
+        return scale * (dy - y * (np.vecdot(dy, y) / y.shape[-1])[..., None])
 
-    return record(y, (x,), backward)
+    return record(y, (x, rule))
 
 
 class RMSNorm(Module):
@@ -114,7 +117,7 @@ def work(ranks, data, parts, added, characters, options, out):
     tokenizer = CharTokenizer.train(corpus)
     train, validation = text.split(tokenizer.encode(corpus), c.block_size)
     shape = {name: getattr(c, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
-    parts = {part: name and getattr(functional, name) for part, name in parts.items()}
+    parts = {part: name and FORMULAS[name] for part, name in parts.items()}
     model = GPT(GPTConfig(tokenizer.vocab_size, **shape), rng, **parts)
     change(model, added)
     optimizer = OPTIMIZERS[c.optimizer](Flat(model, ranks), c.weight_decay)
