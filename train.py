@@ -18,7 +18,7 @@ import numpy as np
 import minigpt
 from minigpt.applications import application_class, plan
 from minigpt.engine import device
-from minigpt.engine.functional import plain
+from minigpt.engine.autograd import plain
 from minigpt.messages import look_up, say
 from minigpt.nn import MODELS
 from minigpt.nn.module import Flat

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minigpt.engine.arrays import to_numpy
-from minigpt.engine.autograd import arrays
+from minigpt.engine.autograd import bare
 
 
 def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):
@@ -63,7 +63,7 @@ def generate(model, prompts, tokens, rng, **how):
 def _read(model, ids, mask, state, xp):
     """Read ids into the state -> logits (B, V); the mode here does not reach generate's caller."""
     mask = None if mask is None else xp.asarray(mask[:, -ids.shape[1] :])
-    with arrays():
+    with bare():
         logits, _ = model(xp.asarray(ids), mask, state)
         return to_numpy(logits[:, -1])
 

@@ -191,10 +191,10 @@ strict.add.at = _function(np.add.at)
 
 
 @contextmanager
-def registered(pairs=None):
-    """Make the engine know StrictArray, and `pairs` (a module) as the fast pairs for it."""
+def registered(*pairs):
+    """Make the engine know StrictArray, and `pairs` (modules) as the files of its fast pairs."""
     LIBRARIES[StrictArray] = strict
-    PAIRS["strict"] = pairs
+    PAIRS["strict"] = list(pairs)
     syncs.clear()
     try:
         yield strict

@@ -4,10 +4,11 @@ import gc
 import threading
 import tracemalloc
 import weakref
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
-from gradcheck import draw, gradcheck, is_float
+from gradcheck import draw, gradcheck, is_float, run
 from test_functional import CASES, definition
 from test_ops import ROWS
 
@@ -20,15 +21,15 @@ def leaf(*shape, seed=0):
 
 def counted(x, calls):
     """x, with an op that notes the gradient each time its rule runs."""
-    return record(x.data * 1.0, (x,), lambda dy: (calls.append(dy) or dy,))
+    return record(x.data * 1.0, (x, lambda dy: calls.append(dy) or dy))
 
 
 def test_gradcheck_catches_a_wrong_rule():
-    for wrong in (lambda dy: (dy,), lambda dy: (dy * 1.00001,)):
+    for wrong in (lambda dy: dy, lambda dy: dy * 1.00001):
         with pytest.raises(AssertionError):
-            gradcheck(lambda x, rule=wrong: record(x.data + x.data**2, (x,), rule), draw(3))
+            gradcheck(lambda x, rule=wrong: record(x.data + x.data**2, (x, rule)), draw(3))
     with pytest.raises(ValueError, match="read-only"):
-        gradcheck(lambda x: record(x.data * 1.0, (x,), lambda dy: (dy.__imul__(1.0),)), draw(3))
+        gradcheck(lambda x: record(x.data * 1.0, (x, lambda dy: dy.__imul__(1.0))), draw(3))
 
 
 STEPS = [
@@ -159,6 +160,15 @@ def test_intermediate_array_dies_with_backward_or_with_the_loss(no_collector):
         assert loss is None and array() is None
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_dropped_rule_keeps_no_array_alive(traced, no_collector):
+    x = leaf(3) + 1.0
+    array, w = weakref.ref(x.data), Tensor(draw(3), requires_grad=traced)
+    y = x * w  # dw = x dy: the array of x is needed for w alone
+    del x
+    assert (array() is not None) == traced and y.requires_grad
+
+
 def test_loss_keeps_no_leaf_alive_after_backward(no_collector):
     x = leaf(3)
     gone, loss = weakref.ref(x), x.exp().sum()
@@ -231,6 +241,34 @@ def test_leaf_that_is_not_used_or_not_required_has_no_gradient():
     x, unused, constant = leaf(3), leaf(3), Tensor(draw(3))
     (x * constant).sum().backward()
     assert unused.grad is None and constant.grad is None
+
+
+def forbidden(*dys):
+    raise AssertionError("the rule of an input that needs no gradient ran")
+
+
+@pytest.mark.parametrize("untraced", [draw(3), 2.0, Tensor(draw(3))])
+def test_no_rule_of_an_untraced_input_runs(untraced):
+    x = leaf(3)
+    y = record(x.data * 1.0, (untraced, forbidden), (x, lambda dy: dy), (untraced, forbidden))
+    y.sum().backward()
+    assert x.grad.tolist() == [1, 1, 1]
+    with no_grad():
+        assert record(x.data, (x, forbidden)).node is None
+
+
+@pytest.mark.parametrize("context", [plain, nullcontext])
+def test_gradient_of_an_input_alone_is_its_gradient_among_the_others(context):
+    for name, f, args in calls_of_everything():
+        places = [i for i, x in enumerate(args) if is_float(x)]
+        with context():
+            expected = run(f, *args)[1]
+            for i, dx in zip(places, expected, strict=True):
+
+                def alone(x, i=i, f=f, args=args):
+                    return f(*args[:i], x, *args[i + 1 :])
+
+                np.testing.assert_array_equal(run(alone, args[i])[1][0], dx, name)
 
 
 def test_detached_value_is_a_constant():

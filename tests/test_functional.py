@@ -5,8 +5,11 @@ import contextlib
 import inspect
 import math
 import statistics
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -20,10 +23,11 @@ from minigpt.engine import (
     fast_numpy,
     fast_recurrence,
     functional,
+    recipe,
     recurrence,
 )
 from minigpt.engine.autograd import Tensor, no_grad, plain
-from minigpt.engine.functional import cross_entropy
+from minigpt.engine.functional import PAIRS, cross_entropy, fast
 
 
 def heads(*shape, seed=0):
@@ -135,14 +139,12 @@ CASES = {
     "conv2d: padding": (image, *CONV, 1, 1),
     "conv2d: dilation": (draw(1, 5, 7, 2), *CONV, 1, 0, 2),
     "conv2d: pairs": (draw(1, 5, 4, 2), *CONV, (1, 2), (2, 3), (3, 2)),
-    "conv2d: groups": (draw(2, 3, 4, 4), draw(2, 2, 2, 6, seed=1), draw(6, seed=2), 1, 0, 1, 2),
-    "conv2d: each channel": (draw(1, 4, 4, 3), draw(2, 2, 1, 3, seed=1), None, 2, 1, 1, 3),
     "conv2d: window of the whole": (image, draw(5, 4, 2, 2, seed=1), draw(2, seed=2)),
     "conv2d: views": (draw(2, 4, 5, 4).T[::2, ::-1], CONV[0][::-1, :, ::-1], CONV[1][::-1], 1, 1),
     "conv2d: one": (draw(1, 1, 1, 1), draw(1, 1, 1, 1, seed=1), draw(1, seed=2)),
     "conv2d: batch of 0": (draw(0, 5, 4, 2), *CONV),
     "conv1d: plain": (draw(2, 5, 2), draw(3, 2, 3, seed=1), draw(3, seed=2)),
-    "conv1d: options": (draw(2, 5, 4), draw(3, 2, 2, seed=1), draw(2, seed=2), 2, 3, 2, 2),
+    "conv1d: options": (draw(2, 5, 4), draw(3, 4, 2, seed=1), draw(2, seed=2), 2, 3, 2),
     "max_pool2d: side by side": (draw(2, 4, 6, 2),),
     "max_pool2d: rows left over": (draw(2, 5, 3, 2),),
     "max_pool2d: overlap": (image, 3, 1),
@@ -152,8 +154,6 @@ CASES = {
     "max_pool2d: view": (draw(2, 4, 5, 4).T[::2, ::-1], 2, 1),
     "max_pool2d: one": (draw(1, 1, 1, 1), 1),
     "max_pool2d: batch of 0": (draw(0, 4, 6, 2),),
-    "avg_pool2d: side by side": (draw(2, 5, 4, 2),),
-    "avg_pool2d: pairs and padding": (image, (2, 3), (1, 2), (1, 0)),
 }
 
 
@@ -179,18 +179,15 @@ for name in ("rnn", "lstm", "gru"):
         f"{name}: one": recurrent(name, 1, 1, 1, 1),
         f"{name}: batch of 0": recurrent(name, B=0),
     }
-CASES |= {
-    "rnn: relu": (*recurrent("rnn"), None, "relu"),
-    "rnn: relu, padded": (*recurrent("rnn"), ids([0, 1, 1, 1], [0, 1, 0, 1]), "relu"),
-}
 
 
 NUMPY = [fast_numpy, fast_convolution, fast_recurrence]  # the files with its pairs
+DEFINITIONS = [functional, recipe, convolution, recurrence]
 
 
 def formula(name):
     """The definition of this name, which one file has."""
-    [found] = [vars(m)[name] for m in (functional, convolution, recurrence) if owns(m, name)]
+    [found] = [vars(m)[name] for m in DEFINITIONS if owns(m, name)]
     return found
 
 
@@ -342,19 +339,18 @@ def windows(x, size, stride, padding, dilation=1):
     return (len(x), *counts), found
 
 
-def conv2d_loop(x, w, b, stride=1, padding=0, dilation=1, groups=1):
+def conv2d_loop(x, w, b, stride=1, padding=0, dilation=1):
     shape, found = windows(x, w.shape[:2], stride, padding, dilation)
     (n_in, n_out), y = w.shape[2:], np.zeros((*shape, w.shape[3]))
     for place, seen in found.items():
         for o in range(n_out):
-            first = o // (n_out // groups) * n_in  # of the channels that this one sees
-            terms = [v[first + c] * w[ij][c, o] for ij, v in seen for c in range(n_in)]
+            terms = [v[c] * w[ij][c, o] for ij, v in seen for c in range(n_in)]
             y[place][o] = sum(terms) + (0 if b is None else b[o])
     return y
 
 
-def conv1d_loop(x, w, b, stride=1, padding=0, dilation=1, groups=1):
-    return conv2d_loop(x[:, None], w[None], b, (1, stride), (0, padding), dilation, groups)[:, 0]
+def conv1d_loop(x, w, b, stride=1, padding=0, dilation=1):
+    return conv2d_loop(x[:, None], w[None], b, (1, stride), (0, padding), dilation)[:, 0]
 
 
 def max_pool2d_loop(x, size=2, stride=None, padding=0):
@@ -362,14 +358,6 @@ def max_pool2d_loop(x, size=2, stride=None, padding=0):
     y = np.zeros((*shape, x.shape[3]))
     for place, seen in found.items():
         y[place] = [max(values) for values in zip(*(v for _, v in seen), strict=True)]
-    return y
-
-
-def avg_pool2d_loop(x, size=2, stride=None, padding=0):
-    shape, found = windows(x, size, stride or size, padding)
-    y = np.zeros((*shape, x.shape[3]))
-    for place, seen in found.items():
-        y[place] = [sum(v) / math.prod(two(size)) for v in zip(*(v for _, v in seen), strict=True)]
     return y
 
 
@@ -386,9 +374,9 @@ def recurrence_loop(cell, x, states, w_ih, w_hh, b_ih, b_hh, mask):
     return y, *last[1:]
 
 
-def rnn_loop(x, h, w_ih, w_hh, b_ih, b_hh, mask=None, activation="tanh"):
+def rnn_loop(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
     def cell(z, u, h):
-        return [math.tanh(z[0] + u[0]) if activation == "tanh" else max(0, z[0] + u[0])]
+        return [math.tanh(z[0] + u[0])]
 
     return recurrence_loop(cell, x, [h], w_ih, w_hh, b_ih, b_hh, mask)[0]
 
@@ -483,6 +471,31 @@ def test_pair_runs_unless_it_is_deleted_or_plain(name, monkeypatch):
         np.testing.assert_array_equal(y, e)
 
 
+@pytest.mark.parametrize("mode, found", [("plain", False), ("contextlib.nullcontext", True)])
+def test_files_of_pairs_are_imported_when_first_searched_and_never_by_plain(mode, found):
+    code = f"""
+import contextlib, sys
+from minigpt.engine import convolution, functional, recipe, recurrence
+from minigpt.engine.autograd import Tensor, plain
+assert not any(".fast_" in name for name in sys.modules)
+with {mode}():
+    functional.softmax(Tensor([1.0]))
+assert ("minigpt.engine.fast_numpy" in sys.modules) == {found}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+
+
+def test_a_fast_function_of_an_added_file_is_found_but_not_by_plain(monkeypatch):
+    added, x = ModuleType("added"), draw(3)
+    added.answer = lambda: 42
+    monkeypatch.setitem(sys.modules, "added", added)
+    for file in (added, "added"):  # the module itself, or its name
+        monkeypatch.setitem(PAIRS, "numpy", [*PAIRS["numpy"], file])
+        assert fast("answer", x) is added.answer and fast("nothing", x) is None
+        with plain():
+            assert fast("answer", x) is None
+
+
 @pytest.mark.parametrize("mode", [plain, no_grad])
 @pytest.mark.parametrize("case", ["linear: matrix", "cross_entropy: count", "attention: window"])
 def test_arguments_by_name_and_by_position_give_the_same(case, mode):
@@ -502,7 +515,7 @@ def test_bias_passed_by_name_gets_its_gradient():
 @pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
 def test_relu2_of_what_is_no_number_is_none(mode):
     with mode():
-        y = functional.relu2(Tensor(np.array([np.nan, -1.0, 2.0]))).data
+        y = recipe.relu2(Tensor(np.array([np.nan, -1.0, 2.0]))).data
     np.testing.assert_array_equal(y, [np.nan, 0, 4])
 
 
@@ -511,9 +524,9 @@ def test_relu2_of_what_is_no_number_is_none(mode):
 def test_token_shift_behind_a_past_is_that_of_the_whole_text(cut, mode):
     x = draw(2, 6, 8)
     with mode():
-        expected = functional.token_shift(Tensor(x)).data[:, cut:]
+        expected = recipe.token_shift(Tensor(x)).data[:, cut:]
         past = np.pad(x, ((0, 0), (2, 0), (0, 0)))[:, cut : cut + 2]
-        got = functional.token_shift(Tensor(x[:, cut:]), past).data
+        got = recipe.token_shift(Tensor(x[:, cut:]), past).data
     np.testing.assert_array_equal(got, expected)
 
 
@@ -521,7 +534,7 @@ def test_products_of_turned_vectors_depend_on_the_distance_alone():
     q, k = draw(1, 1, 1, 8), draw(1, 1, 1, 8, seed=1)
 
     def product(m, n):
-        q_m, k_n = (functional.rotary(Tensor(x), slice(i, i + 1)) for x, i in ((q, m), (k, n)))
+        q_m, k_n = (recipe.rotary(Tensor(x), slice(i, i + 1)) for x, i in ((q, m), (k, n)))
         return (q_m * k_n).sum().item()
 
     assert product(3, 1) == pytest.approx(product(900, 898), rel=1e-9)
@@ -539,9 +552,8 @@ def test_gelu_pair_is_the_same_over_several_blocks(monkeypatch):
 
 
 @pytest.mark.parametrize("room", [1, 50, 100])  # an image's windows are 48 numbers, or 2 x 24
-@pytest.mark.parametrize("groups", [1, 2])
-def test_conv2d_pair_is_the_same_over_several_parts_of_the_batch(room, groups, monkeypatch):
-    args = draw(5, 3, 4, 2), draw(2, 2, 2 // groups, 4, seed=1), draw(4, seed=2), 1, 0, 1, groups
+def test_conv2d_pair_is_the_same_over_several_parts_of_the_batch(room, monkeypatch):
+    args = draw(5, 3, 4, 2), draw(2, 2, 2, 4, seed=1), draw(4, seed=2)
     with plain():
         expected = run(convolution.conv2d, *args)
     monkeypatch.setattr(fast_convolution, "_ROOM", room)
@@ -598,12 +610,6 @@ def test_largest_of_what_holds_no_number_is_none(at, mode):
     with mode():
         y = convolution.max_pool2d(Tensor(x)).data.ravel()
     np.testing.assert_array_equal(y, [np.nan, x[0, :, 2:].max()])
-
-
-@pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
-def test_unknown_activation_is_refused(mode):
-    with mode(), pytest.raises(KeyError, match="gelu"):
-        recurrence.rnn(*map(Tensor, recurrent("rnn")), activation="gelu")
 
 
 WIDE = {  # windows larger than the padded input

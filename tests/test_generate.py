@@ -11,7 +11,7 @@ import pytest
 
 from minigpt import Tensor, generate, no_grad
 from minigpt.datasets.tokenizers import CharTokenizer
-from minigpt.engine.autograd import arrays, plain
+from minigpt.engine.autograd import bare, plain
 from minigpt.generate import choose, stream
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.gpt import GPT2, GPTConfig
@@ -173,7 +173,7 @@ def test_a_model_of_arrays_computes_what_a_model_of_tensors_does(mode, wild):
     model, ids = wild(), np.array([ids_of(8), ids_of(8, seed=1)])
     with mode():
         expected = model(ids)
-        with arrays():
+        with bare():
             logits, again = model(ids), model(ids, state=model.new_state(2))[0]
     assert isinstance(expected, Tensor) and type(logits) is type(again) is np.ndarray
     for got in (logits, again):

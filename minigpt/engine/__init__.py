@@ -1,5 +1,14 @@
-"""The autograd engine. Here the definitions in functional meet their fast pairs."""
+"""The autograd engine: arrays that remember how they were computed, and formulas made of them.
 
-from minigpt.engine import fast_cupy, fast_numpy, functional
+Here stands which files have fast functions, for which library. Nothing is imported: functional.fast
+does that when it first searches a file. Other packages may append files of theirs.
+"""
 
-functional.PAIRS.update(numpy=fast_numpy, cupy=fast_cupy)
+from minigpt.engine import functional
+
+functional.PAIRS["numpy"] = [
+    "minigpt.engine.fast_numpy",
+    "minigpt.engine.fast_convolution",
+    "minigpt.engine.fast_recurrence",
+]
+functional.PAIRS["cupy"] = ["minigpt.engine.fast_cupy"]

@@ -1,11 +1,24 @@
-"""Tensor (a value) and Node (its history): reverse-mode differentiation, first order only.
+"""Tensor (a value) and Node (its history): how the derivatives of a loss are found.
 
-An op computes on arrays and calls `record`. While gradients are on, its result has a Node, which
-knows the inputs and a rule from the output's gradient to theirs:
+Training changes each weight a little so that one number, the loss, becomes smaller. For that it
+needs the gradient: the derivatives of the loss with respect to all weights. Here dx is short for
+d loss / d x, an array of the shape of x. Two facts of calculus are enough:
 
-    a, b --op--> y        dy --rule--> da, db
+    If x acts on the loss through y alone, dx = dy * (dy / dx): the chain rule.
+    If x acts through several values, their contributions add up.
 
-Rules capture arrays and shapes, never Tensors: no cycles, so memory is freed as the walk goes.
+So an op that computes y from inputs calls `record`, with a rule for each input that turns the
+gradient of y into its own:
+
+    a, b --op--> y        dy --rule of a--> da        dy --rule of b--> db
+
+`Tensor.backward` begins at the loss, where d loss / d loss = 1, and applies the rules of one op
+after the other, the last op first, until it reaches the leaves: tensors that no op has made, such
+as weights. One such walk finds all derivatives, however many weights there are.
+
+Rules capture arrays and shapes, never Tensors. So there are no reference cycles, and Python frees
+each array as soon as the walk has passed it. A gradient has no history: there are no second
+derivatives.
 """
 
 import itertools
@@ -21,7 +34,11 @@ _order = itertools.count()
 
 
 class _Mode(threading.local):
-    grad, fast, bare = True, True, False  # record history? use the fast pairs? return arrays?
+    """Three switches that every op reads. Each thread has its own."""
+
+    grad = True  # ops record history; off within no_grad()
+    fast = True  # formulas run by their fast pairs; off within plain()
+    bare = False  # ops return arrays, which have no history, instead of Tensors; on within bare()
 
 
 mode = _Mode()
@@ -38,13 +55,8 @@ def _set(name, value):
 
 
 def no_grad():
-    """Within `with no_grad():` ops record no history: for validation and sampling."""
+    """Within `with no_grad():` ops record no history. Validation needs none."""
     return _set("grad", False)
-
-
-def arrays():
-    """Within `with arrays():` ops return arrays: no Tensor is made, a fifth of a sampled token."""
-    return _set("bare", True)
 
 
 def plain():
@@ -52,10 +64,21 @@ def plain():
     return _set("fast", False)
 
 
+def bare():
+    """Within `with bare():` ops return arrays. Sampling uses it: making Tensors that nobody
+    differentiates would take a fifth of the time of a token."""
+    return _set("bare", True)
+
+
 class Node:
-    """One step of history. inputs: for each (source, which of its outputs, shape), the source being
-    a leaf Tensor or a Node; None if it needs no gradient. order counts creations: a node is younger
-    than all it depends on, so from young to old is a topological order, without recursion."""
+    """One step of history: an op that has run.
+
+    inputs: (source, number, shape) of each input that needs a gradient. An input is output `number`
+    of the Node `source`, or it is the leaf `source` itself; shape is its shape.
+    backward(*dys): from one gradient per output, None for an output that was not used, to one
+    gradient per entry of inputs.
+    order: the number of this Node in the order of creation, which the walk follows backwards.
+    """
 
     __slots__ = ("order", "inputs", "backward", "outputs", "name")
 
@@ -67,8 +90,9 @@ class Node:
 class Tensor:
     """An array that remembers how it was computed.
 
-    `data` is the array, `grad` (an array) is where `backward` adds up d loss / d data. Numbers and
-    lists become float32 NumPy arrays; float arrays stay as they are.
+    `data` is the array, `grad` (an array) is where `backward` adds up d loss / d data. `node` is
+    the op that made it, `output` tells which of that op's outputs it is; a leaf has no node.
+    Numbers, lists and integers become float32 NumPy arrays; float arrays stay as they are.
     """
 
     __slots__ = ("data", "grad", "requires_grad", "node", "output", "__weakref__")
@@ -96,10 +120,11 @@ class Tensor:
         return self.data.item()
 
     def backward(self, grad=None):
-        """Add d self / d leaf to `grad` of every leaf that requires it, and free the graph.
+        """Add d self / d leaf to `grad` of every leaf that requires it, and free the history.
 
-        A tensor of more than one element needs `grad`, the gradient that arrives at it.
-        Raises ValueError if that is missing or of another shape, RuntimeError without a graph.
+        A tensor of more than one element is no loss: for it the caller passes `grad`, its gradient
+        with respect to a loss that is computed from it.
+        Raises ValueError if that is missing or of another shape, RuntimeError without history.
         """
         if grad is None and self.size == 1:
             grad = module_of(self.data).ones_like(self.data)
@@ -111,16 +136,16 @@ class Tensor:
             raise RuntimeError(f"backward: expected a tensor with history, got one without; {hint}")
         _walk(self.node or self, self.output, grad)
 
-    def _bare(self, what):
+    def _without_history(self, what):
         if self.node is not None:
             raise RuntimeError(f"{what}: an array cannot carry a tensor's history; use t.detach()")
         return self.data
 
     def __array__(self, dtype=None, copy=None):
-        return np.array(self._bare("numpy.asarray"), dtype=dtype, copy=copy)
+        return np.array(self._without_history("numpy.asarray"), dtype=dtype, copy=copy)
 
     def __dlpack__(self, **options):
-        return self._bare("__dlpack__").__dlpack__(**options)
+        return self._without_history("__dlpack__").__dlpack__(**options)
 
     def __dlpack_device__(self):
         return self.data.__dlpack_device__()
@@ -153,25 +178,61 @@ class Tensor:
 
 
 def raw(x):
-    """The array of a Tensor; anything else (arrays, numbers) as it is."""
+    """The array of a Tensor; anything else (an array, a number) as it is."""
     return x.data if isinstance(x, Tensor) else x
 
 
-def record(y, inputs, backward, name=None):
-    """The result of an op, array y (or a list of arrays), as Tensor (or tuple of Tensors).
+def record(y, *inputs):
+    """The result of an op: array y as a Tensor, or a list of arrays as a tuple of Tensors.
 
-    `backward(dy)` (one argument per output, None if that output was not used) returns one gradient
-    per input, or None; it must not write to dy. Gradients may have the broadcast shape.
+    inputs: each input of the op beside its rule, (x, rule). `rule(dy)` returns dx, possibly before
+    broadcasting is undone, and must not write to dy. With several outputs it gets a gradient for
+    each, None for those that were not used. The rule of an input that needs no gradient is dropped
+    here, and with it the arrays that only this rule would have used.
     """
     if mode.bare:
         return y
+    traced = []
+    if mode.grad:
+        traced = [(x, rule) for x, rule in inputs if isinstance(x, Tensor) and x.requires_grad]
+    if not traced:
+        return _tensors(y)
+    rules = [rule for _, rule in traced]
+    name = rules[0].__qualname__.split(".")[0]  # exp.<locals>.<lambda> -> exp
+
+    def backward(*dys):
+        return (rule(*dys) for rule in rules)  # one by one: each dx is delivered before the next
+
+    return _tensors(y, [x for x, _ in traced], backward, name)
+
+
+def record_joint(y, inputs, rule, name):
+    """As record, but one rule finds all gradients together, as fast pairs do.
+
+    `rule(dy)` returns gradients of the inputs in their order. Inputs at the end that never have
+    one (options) may be left out.
+    """
+    if mode.bare:
+        return y
+    places = []
+    if mode.grad:
+        places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and x.requires_grad]
+    if not places:
+        return _tensors(y)
+
+    def backward(*dys):
+        gradients = rule(*dys)
+        return [gradients[i] for i in places]
+
+    return _tensors(y, [inputs[i] for i in places], backward, name)
+
+
+def _tensors(y, inputs=(), backward=None, name=None):
+    """y as a Tensor (a list as a tuple of Tensors), with a Node if inputs need a gradient."""
     several = isinstance(y, (list, tuple))
     outputs = tuple(map(Tensor, y)) if several else (Tensor(y),)
-    traced = [isinstance(x, Tensor) and x.requires_grad for x in inputs] if mode.grad else ()
-    if any(traced):
-        pairs = zip(inputs, traced, strict=True)
-        sources = [(x.node or x, x.output, x.data.shape) if t else None for x, t in pairs]
-        name = name or backward.__qualname__.split(".")[0]  # exp.<locals>.<lambda> -> exp
+    if inputs:
+        sources = [(x.node or x, x.output, x.data.shape) for x in inputs]
         node = Node(sources, backward, len(outputs), name)
         for number, tensor in enumerate(outputs):
             tensor.requires_grad, tensor.node, tensor.output = True, node, number
@@ -179,26 +240,39 @@ def record(y, inputs, backward, name=None):
 
 
 def _walk(root, output, grad):
-    """Carry grad from an output of root back to all leaves, youngest node first."""
-    waiting, arrived = [], {}  # a heap of nodes, and the gradients at the outputs of each
+    """Carry grad from an output of root back to all leaves, the youngest node first.
+
+    A node is younger than all nodes that its inputs come from. So when it is the youngest that
+    waits, everything that used its outputs has run and delivered: its gradient is complete, and
+    its rules run once. No recursion is needed, which a long history would exhaust.
+    """
+    waiting = []  # a heap of (-order, node): the youngest comes out first
+    arrived = {}  # node -> the gradients that have arrived at its outputs so far
     _deliver(root, output, grad, waiting, arrived)
     while waiting:
-        node = heappop(waiting)[1]
+        _, node = heappop(waiting)
         if node.backward is None:
             hint = "compute it again, or add the losses and call backward() once"
             raise RuntimeError(f"backward: {node.name} was freed by an earlier backward(); {hint}")
-        grads = node.backward(*arrived.pop(node))
-        inputs, node.inputs, node.backward = node.inputs, None, None
-        for source, dx in zip(inputs, grads, strict=True):
-            if source is not None and dx is not None:
-                target, number, shape = source
-                _deliver(target, number, _unbroadcast(dx, shape), waiting, arrived)
+        gradients = node.backward(*arrived.pop(node))
+        inputs, node.inputs, node.backward = (
+            node.inputs,
+            None,
+            None,
+        )  # frees what the rules captured
+        for (source, number, shape), dx in zip(inputs, gradients, strict=True):
+            if dx is not None:
+                _deliver(source, number, _unbroadcast(dx, shape), waiting, arrived)
 
 
 def _deliver(target, number, dx, waiting, arrived):
-    """Add dx to a leaf's own array, or to what waits at an output of a node."""
+    """Add dx to a leaf's own array, or to what waits at an output of a node.
+
+    Contributions add: if x acts on the loss through y and through z, a small change of x changes
+    the loss by the sum of what it changes through either.
+    """
     if isinstance(target, Tensor):
-        if target.grad is None:  # a copy: z = a + b hands the same dz to both
+        if target.grad is None:  # a copy, because z = a + b hands the same dz to both
             target.grad = module_of(target.data).array(dx, dtype=target.dtype)
         else:
             target.grad += dx
@@ -211,10 +285,15 @@ def _deliver(target, number, dx, waiting, arrived):
 
 
 def _unbroadcast(dx, shape):
-    """Sum dx over the axes along which an input of this shape was repeated."""
+    """Sum dx over the axes along which an input of this shape was repeated.
+
+    Broadcasting lets (3,) or (1, 3) act as (2, 3) by repeating its numbers. Each number then acts
+    on the loss through all its copies, and the gradients of the copies add up.
+    """
     if dx.shape == shape:
         return dx
-    if dx.ndim > len(shape):
-        dx = dx.sum(axis=tuple(range(dx.ndim - len(shape))))
+    new_axes = dx.ndim - len(shape)
+    if new_axes > 0:  # those that broadcasting puts in front
+        dx = dx.sum(axis=tuple(range(new_axes)))
     repeated = tuple(i for i, n in enumerate(shape) if n == 1 and dx.shape[i] != 1)
     return dx.sum(axis=repeated, keepdims=True) if repeated else dx

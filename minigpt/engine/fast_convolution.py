@@ -1,7 +1,7 @@
-"""Fast pairs of convolution, ReLU and pooling on NumPy arrays; see fast_numpy.py.
+"""Fast pairs of convolution, ReLU and pooling on NumPy arrays; fast_numpy.py says what a pair is.
 
-B batch, Y rows, X columns, C channels; windows of I x J places, here (G, B, Y', X', I, J, C / G),
-where G is the number of groups.
+B batch, Y rows, X columns, C channels. Windows have I x J places; all windows of an image together
+are a view (B, Y', X', I, J, C): a number that several windows show is stored once.
 """
 
 from functools import reduce
@@ -23,58 +23,64 @@ def _padded(x, padding, fill=0.0):
     return np.pad(x, frame, constant_values=fill) if any(_two(padding)) else x, inside
 
 
-def _windows(x, size, stride, dilation=1, groups=1):
-    """All windows of x, a view.  Raises ValueError if x is smaller than a window."""
-    (sy, sx), (dy, dx), (B, Y, X, C) = _two(stride), _two(dilation), x.shape
+def _windows(x, size, stride, dilation=1):
+    """All windows of x, a view (B, Y', X', I, J, C).
+
+    Raises ValueError if x is smaller than a window.
+    """
+    (sy, sx), (dy, dx) = _two(stride), _two(dilation)
     spans = dy * (size[0] - 1) + 1, dx * (size[1] - 1) + 1
-    if spans[0] > Y or spans[1] > X:
-        raise ValueError(f"window: expected at most {(Y, X)}, the padded input, got {size}")
-    x = x.reshape(B, Y, X, groups, C // groups)
-    windows = sliding_window_view(x, spans, (1, 2), writeable=True)
-    return windows[:, ::sy, ::sx, ..., ::dy, ::dx].transpose(3, 0, 1, 2, 5, 6, 4)
-
-
-def _grouped(a, groups):
-    """a (.., O) as a view (G, rows, O / G)"""
-    return a.reshape(-1, groups, a.shape[-1] // groups).swapaxes(0, 1)
+    if spans[0] > x.shape[1] or spans[1] > x.shape[2]:
+        raise ValueError(f"window: expected at most {x.shape[1:3]}, the padded input, got {size}")
+    windows = sliding_window_view(x, spans, (1, 2), writeable=True)  # (B, Y, X, C, spans)
+    return windows[:, ::sy, ::sx, :, ::dy, ::dx].transpose(0, 1, 2, 4, 5, 3)
 
 
 def _parts(windows):
     """Slices of the batch whose windows fit in the cache"""
-    B = windows.shape[1]
+    B = len(windows)
     n = max(1, _ROOM * B // max(1, windows.size))
     return [slice(i, i + n) for i in range(0, B, n)]
 
 
-def conv2d_forward(x, w, b, stride=1, padding=0, dilation=1, groups=1):
-    """im2col: windows become rows of a matrix, a few images at a time, so that it stays in cache
-    (without it a step of the CNN in tests/benchmarks takes 88 % longer)."""
+def conv2d_forward(x, w, b, stride=1, padding=0, dilation=1):
+    """im2col: each window becomes a row of a matrix, so that one product does all weighted sums.
+
+    A few images at a time, so that this matrix stays in cache (without the pair a step of the CNN
+    in tests/benchmarks takes 88 % longer).
+    """
     x, inside = _padded(x, padding)
-    how = w.shape[:2], stride, dilation, groups
-    windows, matrix = _windows(x, *how), _grouped(w, groups)
-    y = np.empty((*windows.shape[1:4], w.shape[3]), x.dtype)
+    how = w.shape[:2], stride, dilation
+    windows, n_out = _windows(x, *how), w.shape[3]
+    matrix = w.reshape(-1, n_out)  # (I J C, O)
+    y = np.empty((*windows.shape[:3], n_out), x.dtype)
     for part in _parts(windows):
-        rows = windows[:, part].reshape(groups, -1, matrix.shape[1])
-        np.matmul(rows, matrix, out=_grouped(y[part], groups))
+        rows = windows[part].reshape(-1, len(matrix))
+        np.matmul(rows, matrix, out=y[part].reshape(-1, n_out))
     if b is not None:
         y += b
     return y, (x, w, b is not None, inside, how)
 
 
 def conv2d_backward(dy, saved):
-    """dw = windows^T dy; dx = dy w^T, added to the places that each window came from (col2im)."""
+    """The forward is a product, rows @ matrix. So d matrix = rows^T dy, and d rows = dy matrix^T.
+
+    A row is a copy of a window, so what its numbers get is added where they came from (col2im):
+    one place (i, j) of all windows at a time, because no two windows show the same number there.
+    """
     x, w, biased, inside, how = saved
+    n_out = w.shape[3]
     dx, dw = np.zeros_like(x), np.zeros(w.shape, w.dtype)
     windows, d_windows = _windows(x, *how), _windows(dx, *how)
-    matrix, d_matrix = _grouped(w, how[3]), _grouped(dw, how[3])
+    matrix, d_matrix = w.reshape(-1, n_out), dw.reshape(-1, n_out)
     for part in _parts(windows):
-        patches, g = windows[:, part].copy(), _grouped(dy[part], how[3])
-        rows = patches.reshape(how[3], -1, matrix.shape[1])
-        d_matrix += rows.swapaxes(1, 2) @ g
-        np.matmul(g, matrix.swapaxes(1, 2), out=rows)  # written over patches
+        patches, g = windows[part].copy(), dy[part].reshape(-1, n_out)
+        rows = patches.reshape(-1, len(matrix))
+        d_matrix += rows.T @ g
+        np.matmul(g, matrix.T, out=rows)  # d rows, written over rows, which is patches
         for i, j in np.ndindex(how[0]):
-            d_windows[:, part, :, :, i, j] += patches[:, :, :, :, i, j]
-    dy = dy.reshape(-1, dy.shape[3])
+            d_windows[part, :, :, i, j] += patches[:, :, :, i, j]
+    dy = dy.reshape(-1, n_out)
     return dx[inside], dw, np.ones(len(dy), dy.dtype) @ dy if biased else None
 
 
@@ -85,6 +91,7 @@ def relu_forward(x):
 
 
 def relu_backward(dy, saved):
+    """dx = dy where y > 0, else 0"""
     return (dy * (saved > 0),)
 
 
@@ -98,17 +105,17 @@ def max_pool2d_forward(x, size=2, stride=None, padding=0):
 
 def _places(x, size, stride):
     """For each place in a window, what stands there in all windows: views (B, Y', X', C)"""
-    windows = _windows(x, size, stride)[0]
+    windows = _windows(x, size, stride)
     return [windows[:, :, :, i, j] for i, j in np.ndindex(size)]
 
 
 def max_pool2d_backward(dy, saved):
     """dy goes where x = y, to the first such place of a window."""
     x, y, how, inside = saved
-    dx, before = np.zeros_like(x), np.zeros(y.shape, bool)
+    dx, found = np.zeros_like(x), np.zeros(y.shape, bool)
     for view, d_view in zip(_places(x, *how), _places(dx, *how), strict=True):
         first = view == y
-        first &= ~before
-        before |= first
+        first &= ~found
+        found |= first
         d_view += dy * first
     return (dx[inside],)

@@ -7,8 +7,6 @@ x_t w_ih + b_ih; u (G, B, H) is h_{t-1} w_hh + b_hh, which it may overwrite. `ba
 `_run_back` what it returned; the gradients of weights are one product over all times.
 """
 
-from functools import partial
-
 import numpy as np
 
 
@@ -72,23 +70,20 @@ def _run_back(dys, saved):
     return dx, *ds, x.T @ dz, h.T @ du, one @ dz, one @ du
 
 
-def rnn_forward(x, h, w_ih, w_hh, b_ih, b_hh, mask=None, activation="tanh"):
-    f, slope = {
-        "tanh": (np.tanh, lambda h: 1 - h * h),
-        "relu": (partial(np.maximum, 0), lambda h: h > 0),
-    }[activation]
-
-    def cell(z, u, h):
-        h = f(z[0] + u[0])
-
-        def back(dh):
-            dz = dh * slope(h)
-            return dz, dz, 0
-
-        return (h,), back
-
-    [y], saved = _run(cell, x, (h,), w_ih, w_hh, b_ih, b_hh, mask)
+def rnn_forward(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
+    """Computes x w_ih of all times in one product."""
+    [y], saved = _run(_rnn, x, (h,), w_ih, w_hh, b_ih, b_hh, mask)
     return y, saved
+
+
+def _rnn(z, u, h):
+    h_new = np.tanh(z[0] + u[0])
+
+    def back(dh):
+        dz = dh * (1 - h_new * h_new)
+        return dz, dz, 0
+
+    return (h_new,), back
 
 
 def rnn_backward(dy, saved):

@@ -1,62 +1,81 @@
-"""The formulas of deep learning, each defined once, in primitive ops.
+"""The formulas of deep learning that GPT-2 needs, each defined once, in primitive ops.
 
-Under `@fused` a definition gives way to a fast pair of its name (`f_forward`, `f_backward` in
-fast_numpy or fast_cupy) where the library that owns the arrays has one. Any pair may be deleted:
-the same values come out, only later. Convolution and recurrence follow in files of their own.
+A definition says what is computed. Under `@fused` it gives way to a fast pair of its name, where
+there is one: functions `f_forward` and `f_backward` in a fast_* file, which compute the same in
+fewer steps. Any pair may be deleted: the same values come out, only later. engine/__init__.py says
+which files are searched.
 """
 
 from functools import wraps
+from importlib import import_module
 from inspect import signature
 
 from minigpt.engine.arrays import module_of, uniform
-from minigpt.engine.autograd import Tensor, mode, raw, record
-from minigpt.engine.ops import (
-    concatenate,
-    exp,
-    log,
-    matmul,
-    max,
-    mean,
-    reshape,
-    sqrt,
-    stack,
-    sum,
-    tanh,
-    where,
-)
+from minigpt.engine.autograd import Tensor, mode, raw, record_joint
+from minigpt.engine.ops import exp, log, matmul, max, mean, reshape, sqrt, sum, tanh, where
 
-PAIRS = {}  # name of the library -> the module with its fast pairs
+PAIRS = {}  # name of a library -> its files of fast functions: modules, or names of modules
 IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
 
 
-def fused(definition, files=PAIRS):
-    """Let the fast pair of this name, if the arrays have one, stand in for the definition."""
+def fast(name, x):
+    """The fast function of this name for the library that owns array x, or None if there is none.
+
+    Within plain() there is none, and then no file of fast functions is imported either.
+    """
+    if not mode.fast:
+        return None
+    files = PAIRS.get(module_of(x).__name__, ())
+    for file in files:
+        if isinstance(file, str):
+            _import(files)
+            return fast(name, x)
+        if name in file.__dict__:
+            return file.__dict__[name]
+    return None
+
+
+def _import(files):
+    """Put modules in the places of their names, which happens when they are first searched."""
+    files[:] = [import_module(f) if isinstance(f, str) else f for f in files]
+
+
+def fused(definition):
+    """Let the fast pair of this name, where there is one, stand in for the definition."""
     name, parameters = definition.__name__, signature(definition)
     forward_name, backward_name = f"{name}_forward", f"{name}_backward"
 
     @wraps(definition)
     def call(*args, **options):
-        if options:  # to their places: a pair's gradients come in the order of the parameters
-            bound = parameters.bind(*args, **options)
-            bound.apply_defaults()
-            args = bound.args
-        bare = [x.data if isinstance(x, Tensor) else x for x in args]
-        pairs = files.get(module_of(bare[0]).__name__) if mode.fast else None
-        forward = getattr(pairs, forward_name, None)
+        if options:
+            args = _in_places(parameters, args, options)
+        arrays = [x.data if isinstance(x, Tensor) else x for x in args]
+        forward = fast(forward_name, arrays[0])
         if forward is None:
             return definition(*args)
-        y, saved = forward(*bare)
+        y, saved = forward(*arrays)
         if mode.bare:
             return y
-        backward, rest = getattr(pairs, backward_name), (None,) * len(args)
-
-        def gradients(*dy):
-            dy = dy if len(dy) > 1 else dy[0]  # a pair of several outputs gets a tuple
-            return (*backward(dy, saved), *rest)[: len(rest)]
-
-        return record(y, args, gradients, name)
+        backward = fast(backward_name, arrays[0])
+        return record_joint(y, args, _rule(backward, saved), name)
 
     return call
+
+
+def _in_places(parameters, args, options):
+    """All arguments by position: a pair's gradients come in the order of the parameters."""
+    bound = parameters.bind(*args, **options)
+    bound.apply_defaults()
+    return bound.args
+
+
+def _rule(backward, saved):
+    """A pair's backward as the rule of all its inputs; of several outputs it gets a tuple."""
+
+    def rule(*dys):
+        return backward(dys[0] if len(dys) == 1 else dys, saved)
+
+    return rule
 
 
 @fused
@@ -117,43 +136,6 @@ def layer_norm(x, w, b, eps=1e-5):
 def gelu(x):
     """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  Source: Hendrycks & Gimpel 2016"""
     return x * 0.5 * (tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0)
-
-
-@fused
-def relu2(x):
-    """y = max(x, 0)^2.  Source: So et al. 2021, arXiv 2109.08668, section 3.1"""
-    x = where(raw(x) <= 0, 0.0, x)
-    return x * x
-
-
-@fused
-def rotary(x, positions, base=1e4):
-    """Turn each pair (x_2i, x_2i+1) by the angle base^(-2i/D) t, t its position.  x (B, T, H, D)
-
-    positions: a slice, the same for every text, or (B, T). The product of two turned vectors
-    depends on the difference of their positions. Source: Su et al. 2021, section 3.2.2.
-    """
-    xp, D = module_of(raw(x)), x.shape[3]
-    if isinstance(positions, slice):
-        positions = xp.arange(positions.start, positions.stop)
-    angle = positions[..., None, None] * base ** (xp.arange(0, D, 2) / -D)
-    cos, sin = xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype)
-    a, b = x[..., 0::2], x[..., 1::2]
-    return reshape(stack([a * cos - b * sin, a * sin + b * cos], -1), x.shape)
-
-
-@fused
-def token_shift(x, past=None):
-    """A quarter of the channels comes from the token before, the second from the one before that.
-
-    x (B, T, C), past (B, 2, C) the two tokens before x, None = zeros -> (B, T, C)
-    Source: Lin et al. 2019, arXiv 1811.08383, section 3; in language models: Peng et al. 2023.
-    """
-    B, T, C = x.shape
-    if past is None:
-        past = module_of(raw(x)).zeros((B, 2, C), x.dtype)
-    whole, n = concatenate([past, x], 1), C // 4
-    return concatenate([whole[:, 1:-1, :n], whole[:, :-2, n : 2 * n], x[:, :, 2 * n :]], 2)
 
 
 @fused

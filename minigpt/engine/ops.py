@@ -1,11 +1,12 @@
-"""The primitive operations: each computes on arrays and records its derivative beside it.
+"""The primitive operations: each computes on arrays and records its derivatives beside it.
 
-Operands are Tensors or arrays, of arithmetic also numbers; shapes broadcast as in NumPy; the engine
-sums each gradient back to its input's shape. The last lines give Tensor its operators.
+Operands are Tensors or arrays, of arithmetic also numbers. Shapes broadcast as in NumPy: where one
+operand lacks an axis, or has size 1 there, its numbers are repeated. The engine sums each gradient
+back to its input's shape. The last lines of this file give Tensor its operators.
 """
 
 import math
-from itertools import accumulate, pairwise
+from itertools import pairwise
 
 from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import Tensor, raw, record
@@ -13,98 +14,111 @@ from minigpt.engine.autograd import Tensor, raw, record
 
 def add(a, b):
     """y = a + b"""
-    return record(raw(a) + raw(b), (a, b), lambda dy: (dy, dy))
+    return record(raw(a) + raw(b), (a, lambda dy: dy), (b, lambda dy: dy))
 
 
 def subtract(a, b):
     """y = a - b"""
-    return record(raw(a) - raw(b), (a, b), lambda dy: (dy, -dy))
+    return record(raw(a) - raw(b), (a, lambda dy: dy), (b, lambda dy: -dy))
 
 
 def multiply(a, b):
     """y = a b, elementwise"""
     x, w = raw(a), raw(b)
-    return record(x * w, (a, b), lambda dy: (dy * w, dy * x))
+    return record(x * w, (a, lambda dy: dy * w), (b, lambda dy: dy * x))
 
 
 def divide(a, b):
     """y = a / b, elementwise"""
     w = raw(b)
     y = raw(a) / w
-    return record(y, (a, b), lambda dy: (dy / w, -dy * y / w))  # dy/db = -a / b^2 = -y / b
+    return record(y, (a, lambda dy: dy / w), (b, lambda dy: -dy * y / w))  # -a / b^2 = -y / b
 
 
 def negative(x):
     """y = -x"""
-    return record(-raw(x), (x,), lambda dy: (-dy,))
+    return record(-raw(x), (x, lambda dy: -dy))
 
 
 def power(a, b):
-    """y = a^b, elementwise; a gradient for b only where b is a Tensor (it needs log a)"""
+    """y = a^b, elementwise; a gradient of b needs a > 0"""
     x, p = raw(a), raw(b)
-    y, traced = x**p, isinstance(b, Tensor)
+    y = x**p
 
-    def backward(dy):
-        db = dy * y * module_of(y).log(x, dtype=y.dtype) if traced else None
-        return dy * p * x ** (p - (p != 0)), db  # x^0 has slope 0, at 0 as well
+    def rule_of_a(dy):
+        return dy * p * x ** (p - (p != 0))  # b a^(b-1); of a^0 it is 0, also where a is 0
 
-    return record(y, (a, b), backward)
+    def rule_of_b(dy):
+        return dy * y * module_of(y).log(x, dtype=y.dtype)  # a^b = e^(b ln a)
+
+    return record(y, (a, rule_of_a), (b, rule_of_b))
 
 
 def exp(x):
     """y = e^x"""
     a = raw(x)
     y = module_of(a).exp(a)
-    return record(y, (x,), lambda dy: (dy * y,))  # dy/dx = y: keep y, let x go
+    return record(y, (x, lambda dy: dy * y))  # dy/dx = y: keep y, let x go
 
 
 def log(x):
     """y = ln x"""
     a = raw(x)
-    return record(module_of(a).log(a), (x,), lambda dy: (dy / a,))
+    return record(module_of(a).log(a), (x, lambda dy: dy / a))
 
 
 def tanh(x):
     """y = tanh x"""
     a = raw(x)
     y = module_of(a).tanh(a)
-    return record(y, (x,), lambda dy: (dy * (1 - y * y),))
+    return record(y, (x, lambda dy: dy * (1 - y * y)))
 
 
 def sqrt(x):
     """y = x^(1/2)"""
     a = raw(x)
     y = module_of(a).sqrt(a)
-    return record(y, (x,), lambda dy: (dy * 0.5 / y,))
+    return record(y, (x, lambda dy: dy * 0.5 / y))
 
 
 def clip(x, low=None, high=None):
     """y = x held within [low, high]; no gradient where it was changed"""
     a = raw(x)
     y = module_of(a).clip(a, low, high)
-    return record(y, (x,), lambda dy: (dy * (a == y),))
+    return record(y, (x, lambda dy: dy * (a == y)))
 
 
 def where(condition, a, b):
     """y = a where the bool array condition holds, else b"""
     pick = module_of(condition).where
     y = pick(condition, raw(a), raw(b))
-    return record(y, (a, b), lambda dy: (pick(condition, dy, 0.0), pick(condition, 0.0, dy)))
+    return record(
+        y,
+        (a, lambda dy: pick(condition, dy, 0.0)),
+        (b, lambda dy: pick(condition, 0.0, dy)),
+    )
+
+
+def sum(x, axis=None, keepdims=False):
+    """y = sum of x over axis (an int, a tuple, or None = all)
+
+    Each element of x counts once in its sum, so it gets the gradient of that sum.
+    """
+    shape = x.shape
+    y = raw(x).sum(axis=axis, keepdims=keepdims)
+    return record(y, (x, lambda dy: _spread(dy, shape, axis, keepdims)))
 
 
 def _spread(dy, shape, axis, keepdims):
-    """The gradient dy of a reduction over axis, repeated over the input's shape (a view)."""
+    """dy of a reduction of an array of this shape over axis, repeated for each reduced element.
+
+    Example: (2, 3, 5) was reduced over axis 1 to (2, 5). The lost axis returns with size 1, which
+    gives (2, 1, 5), and broadcasting repeats that to (2, 3, 5) as a view, without a copy.
+    """
     xp = module_of(dy)
     if axis is not None and not keepdims:
         dy = xp.expand_dims(dy, axis)
     return xp.broadcast_to(dy, shape)
-
-
-def sum(x, axis=None, keepdims=False):
-    """y = sum of x over axis (an int, a tuple, or None = all)"""
-    shape = x.shape
-    y = raw(x).sum(axis=axis, keepdims=keepdims)
-    return record(y, (x,), lambda dy: (_spread(dy, shape, axis, keepdims),))
 
 
 def mean(x, axis=None, keepdims=False):
@@ -114,50 +128,75 @@ def mean(x, axis=None, keepdims=False):
 
 
 def max(x, axis=None, keepdims=False):
-    """y = largest x along axis; equal largest values share the gradient equally"""
+    """y = largest x along axis
+
+    Only the largest element moves y, so it alone gets dy. If n elements are equally large, each
+    gets dy / n.
+    """
     a = raw(x)
     y = a.max(axis=axis, keepdims=keepdims)
 
-    def backward(dy):
-        largest = a == _spread(y, a.shape, axis, keepdims)
-        share = largest / largest.sum(axis=axis, keepdims=True)
-        return (_spread(dy, a.shape, axis, keepdims) * share.astype(a.dtype),)
+    def rule(dy):
+        is_largest = a == _spread(y, a.shape, axis, keepdims)
+        n = is_largest.sum(axis=axis, keepdims=True)
+        share = (is_largest / n).astype(a.dtype)
+        return _spread(dy, a.shape, axis, keepdims) * share
 
-    return record(y, (x,), backward)
+    return record(y, (x, rule))
 
 
 def matmul(a, b):
-    """y = a b over the last two axes, others broadcast.  (..., N, K), (..., K, M) -> (..., N, M)
+    """y = a b, the matrix product: y_nm = sum over k of a_nk b_km
 
-    Vectors count as one row (a) or one column (b), as in NumPy.
+    (..., N, K), (..., K, M) -> (..., N, M); the axes in front count matrices and broadcast.
+
+    Backward: a_nk stands in y_nm for every m, there times b_km. So its gradient is the sum over m
+    of dy_nm b_km, which is the product da = dy b^T. Likewise b_km stands in y_nm for every n, times
+    a_nk, so its gradient is the sum over n of a_nk dy_nm, which is db = a^T dy.
     """
     x, w = raw(a), raw(b)
-    if w.ndim == 1:
-        y = matmul(a, reshape(b, (w.size, 1)))
-        return reshape(y, y.shape[:-1])
-    if x.ndim == 1:
-        y = matmul(reshape(a, (1, x.size)), b)
-        return reshape(y, y.shape[:-2] + y.shape[-1:])
-    if x.ndim > 2 and w.ndim == 2:  # one flat product: the fastest path of BLAS and of cuBLAS
+    if x.ndim == 1 or w.ndim == 1:
+        return _vector_matmul(a, b)
+    if x.ndim > 2 and w.ndim == 2:
+        # All matrices of a meet the same b, so their rows can stand in one tall matrix. One product
+        # is the fastest path of BLAS and of cuBLAS, and db comes out summed.
         rows = reshape(a, (math.prod(x.shape[:-1]), x.shape[-1]))
         return reshape(matmul(rows, b), x.shape[:-1] + w.shape[1:])
-    return record(x @ w, (a, b), lambda dy: (dy @ w.swapaxes(-1, -2), x.swapaxes(-1, -2) @ dy))
+    return record(
+        x @ w,
+        (a, lambda dy: dy @ w.swapaxes(-1, -2)),
+        (b, lambda dy: x.swapaxes(-1, -2) @ dy),
+    )
+
+
+def _vector_matmul(a, b):
+    """matmul with a vector: a counts as one row, b as one column, and y lacks that axis of size 1.
+
+    (K,), (..., K, M) -> (..., M);  (..., N, K), (K,) -> (..., N);  (K,), (K,) -> ()
+    """
+    if raw(b).ndim == 1:
+        y = matmul(a, reshape(b, (b.size, 1)))
+        return reshape(y, y.shape[:-1])
+    y = matmul(reshape(a, (1, a.size)), b)
+    return reshape(y, y.shape[:-2] + y.shape[-1:])
 
 
 def reshape(x, *shape):
     """y = the elements of x in the same order, in another shape (one size may be -1)"""
     before = x.shape
-    return record(raw(x).reshape(*shape), (x,), lambda dy: (dy.reshape(before),))
+    return record(raw(x).reshape(*shape), (x, lambda dy: dy.reshape(before)))
 
 
 def transpose(x, axes=None):
     """y = x with its axes permuted: axis i of y is axis axes[i] of x; None reverses them"""
 
-    def backward(dy):
-        order = range(dy.ndim)[::-1] if axes is None else [n % dy.ndim for n in axes]
-        return (dy.transpose([order.index(i) for i in range(dy.ndim)]),)
+    def rule(dy):
+        n = dy.ndim
+        order = [axis % n for axis in axes] if axes is not None else list(range(n))[::-1]
+        went_to = [order.index(i) for i in range(n)]  # axis i of x is axis went_to[i] of y
+        return dy.transpose(went_to)
 
-    return record(raw(x).transpose(axes), (x,), backward)
+    return record(raw(x).transpose(axes), (x, rule))
 
 
 def pad(x, widths, value=0.0):
@@ -165,14 +204,24 @@ def pad(x, widths, value=0.0):
     a = raw(x)
     inner = tuple(slice(n, n + size) for (n, _), size in zip(widths, a.shape, strict=True))
     y = module_of(a).pad(a, widths, constant_values=value)
-    return record(y, (x,), lambda dy: (dy[inner],))
+    return record(y, (x, lambda dy: dy[inner]))
+
+
+def _part(axis, start, end):
+    """The index of what stands from start to end along axis: y[_part(1, 2, 5)] is y[:, 2:5]."""
+    return (*[slice(None)] * axis, slice(start, end))
 
 
 def concatenate(xs, axis=0):
-    """y = the tensors one after the other along axis"""
+    """y = the tensors one after the other along axis; dy is cut back into their parts"""
     arrays = [raw(x) for x in xs]
-    xp, ends = module_of(arrays[0]), list(accumulate(x.shape[axis] for x in arrays[:-1]))
-    return record(xp.concatenate(arrays, axis), xs, lambda dy: xp.split(dy, ends, axis))
+    axis = axis % arrays[0].ndim
+    inputs, start = [], 0
+    for x, a in zip(xs, arrays, strict=True):
+        part = _part(axis, start, start + a.shape[axis])
+        inputs.append((x, lambda dy, part=part: dy[part]))
+        start += a.shape[axis]
+    return record(module_of(arrays[0]).concatenate(arrays, axis), *inputs)
 
 
 def stack(xs, axis=0):
@@ -182,40 +231,48 @@ def stack(xs, axis=0):
 
 
 def split(x, parts, axis=0):
-    """x cut along axis into equal parts (an int), or before given indices (a list) -> a tuple"""
+    """x cut along axis into equal parts (an int), or before given indices (a list) -> a tuple
+
+    Backward is the concatenation of the parts' gradients. A part that nobody used has gradient 0.
+    """
     a = raw(x)
-    xp, dtype, n = module_of(a), a.dtype, a.shape[axis]
+    axis, size = axis % a.ndim, a.shape[axis]
+    starts = parts
     if isinstance(parts, int):
-        if n % parts:
-            raise ValueError(f"split: expected a size that {parts} divides, got {n}")
-        parts = range(n // parts, n, n // parts)
-    cuts = [(slice(None),) * (axis % a.ndim) + (slice(*ends),) for ends in pairwise((0, *parts, n))]
-    ys = [a[cut] for cut in cuts]
-    shapes = [y.shape for y in ys]
+        if size % parts:
+            raise ValueError(f"split: expected a size that {parts} divides, got {size}")
+        starts = range(size // parts, size, size // parts)
+    ys = [a[_part(axis, start, end)] for start, end in pairwise([0, *starts, size])]
+    xp, dtype, shapes = module_of(a), a.dtype, [y.shape for y in ys]
 
-    def backward(*dys):  # parts that nobody used have no gradient
-        pairs = zip(dys, shapes, strict=True)
-        dys = [xp.zeros(shape, dtype) if dy is None else dy for dy, shape in pairs]
-        return (xp.concatenate(dys, axis),)
+    def rule(*dys):
+        whole = []
+        for dy, shape in zip(dys, shapes, strict=True):
+            whole.append(xp.zeros(shape, dtype) if dy is None else dy)
+        return xp.concatenate(whole, axis)
 
-    return record(ys, (x,), backward)
+    return record(ys, (x, rule))
 
 
 def getitem(x, index):
-    """y = x[index]: slices, integers, None, ..., integer or bool arrays; repeated indices add up"""
+    """y = x[index]: slices, integers, None, ..., integer or bool arrays
+
+    Backward: elements that were not read have gradient 0. One that an integer array reads several
+    times gets the sum of their gradients.
+    """
     xp, shape, dtype = module_of(x.data), x.shape, x.dtype
     keys = index if isinstance(index, tuple) else (index,)
-    basic = all(isinstance(key, (int, slice, type(None), type(...))) for key in keys)
+    reads_once = all(isinstance(key, (int, slice, type(None), type(...))) for key in keys)
 
-    def backward(dy):
+    def rule(dy):
         dx = xp.zeros(shape, dtype)
-        if basic:  # no element is read twice
+        if reads_once:
             dx[index] = dy
         else:
-            xp.add.at(dx, index, dy)
-        return (dx,)
+            xp.add.at(dx, index, dy)  # unlike dx[index] += dy, this counts repeated indices
+        return dx
 
-    return record(x.data[index], (x,), backward)
+    return record(x.data[index], (x, rule))
 
 
 _names = "add sub mul truediv pow matmul".split()

@@ -1,13 +1,12 @@
-"""Recurrence, each cell defined once, in primitive ops; functional.py has the rest."""
+"""Recurrence, each cell defined once, in primitive ops.
 
-from functools import partial
+A cell reads a text from left to right. It keeps a state h of H numbers, which sums up what it has
+read, and computes the next state from the next token and the state before. All tokens are read
+with the same weights: w_ih (input to hidden) meets the token, w_hh the state before.
+"""
 
-from minigpt.engine import fast_recurrence, functional
-from minigpt.engine.convolution import relu
-from minigpt.engine.functional import linear
+from minigpt.engine.functional import fused, linear
 from minigpt.engine.ops import reshape, split, stack, tanh, where
-
-fused = partial(functional.fused, files={"numpy": fast_recurrence})
 
 
 def sigmoid(x):
@@ -32,14 +31,18 @@ def _recur(cell, x, state, w, b, mask):
 
 
 @fused
-def rnn(x, h, w_ih, w_hh, b_ih, b_hh, mask=None, activation="tanh"):
-    """h_t = activation(x_t w_ih + b_ih + h_{t-1} w_hh + b_hh), activation tanh or relu
+def rnn(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
+    """h_t = tanh(x_t w_ih + b_ih + h_{t-1} w_hh + b_hh)
 
     x (B, T, I), h (B, H), w_ih (I, H), w_hh (H, H), b (H,), mask (B, T), 0 = skip
     -> (B, T, H), the last of which is the last h. Source: Elman 1990; the form is torch.nn.RNN's.
     """
-    f = {"tanh": tanh, "relu": relu}[activation]
-    return _recur(lambda z, h: (f(z + linear(h, w_hh, b_hh)),), x, (h,), w_ih, b_ih, mask)[0]
+
+    def cell(z, h):
+        return (tanh(z + linear(h, w_hh, b_hh)),)
+
+    y, _ = _recur(cell, x, (h,), w_ih, b_ih, mask)
+    return y
 
 
 @fused

@@ -10,8 +10,8 @@ Recurrence and convolution use the same block, and bring their own mixer.
 
 from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import raw
-from minigpt.engine.functional import relu2, rotary, token_shift
 from minigpt.engine.ops import split
+from minigpt.engine.recipe import relu2, rotary, token_shift
 from minigpt.nn.attention import Attention
 from minigpt.nn.language import Block, LanguageModel, positions
 

@@ -8,6 +8,7 @@ from minigpt.datasets import text
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine import device
 from minigpt.engine.autograd import raw, record
+from minigpt.engine.functional import gelu
 from minigpt.engine.ops import concatenate, reshape
 from minigpt.engine.functional import gelu
 from minigpt.engine.recipe import relu2
@@ -55,10 +56,10 @@ def rms_norm(x):
     scale = ((np.vecdot(a, a) / a.shape[-1] + 1e-5) ** -0.5)[..., None]
     y = a * scale
 
-    def backward(dy):
-        return (scale * (dy - y * (np.vecdot(dy, y) / y.shape[-1])[..., None]),)
+    def rule(dy):
+        return scale * (dy - y * (np.vecdot(dy, y) / y.shape[-1])[..., None])
 
-    return record(y, (x,), backward)
+    return record(y, (x, rule))
 
 
 class RMSNorm(Module):

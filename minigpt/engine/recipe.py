@@ -1,0 +1,43 @@
+"""The formulas that `--model gpt` adds to GPT-2's; GPT-2 itself is complete without them."""
+
+from minigpt.engine.arrays import module_of
+from minigpt.engine.autograd import raw
+from minigpt.engine.functional import fused
+from minigpt.engine.ops import concatenate, reshape, stack, where
+
+
+@fused
+def relu2(x):
+    """y = max(x, 0)^2.  Source: So et al. 2021, arXiv 2109.08668, section 3.1"""
+    x = where(raw(x) <= 0, 0.0, x)
+    return x * x
+
+
+@fused
+def rotary(x, positions, base=1e4):
+    """Turn each pair (x_2i, x_2i+1) by the angle base^(-2i/D) t, t its position.  x (B, T, H, D)
+
+    positions: a slice, the same for every text, or (B, T). The product of two turned vectors
+    depends on the difference of their positions. Source: Su et al. 2021, section 3.2.2.
+    """
+    xp, D = module_of(raw(x)), x.shape[3]
+    if isinstance(positions, slice):
+        positions = xp.arange(positions.start, positions.stop)
+    angle = positions[..., None, None] * base ** (xp.arange(0, D, 2) / -D)
+    cos, sin = xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype)
+    a, b = x[..., 0::2], x[..., 1::2]
+    return reshape(stack([a * cos - b * sin, a * sin + b * cos], -1), x.shape)
+
+
+@fused
+def token_shift(x, past=None):
+    """A quarter of the channels comes from the token before, the second from the one before that.
+
+    x (B, T, C), past (B, 2, C) the two tokens before x, None = zeros -> (B, T, C)
+    Source: Lin et al. 2019, arXiv 1811.08383, section 3; in language models: Peng et al. 2023.
+    """
+    B, T, C = x.shape
+    if past is None:
+        past = module_of(raw(x)).zeros((B, 2, C), x.dtype)
+    whole, n = concatenate([past, x], 1), C // 4
+    return concatenate([whole[:, 1:-1, :n], whole[:, :-2, n : 2 * n], x[:, :, 2 * n :]], 2)
