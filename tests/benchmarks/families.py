@@ -133,11 +133,12 @@ def learned(x, y, x_test, widths, seed):
     """Probabilities of the default attention model after its default steps; widths: how many
     features each column has."""
     from minigpt.datasets.tables import Rows
+    from minigpt.messages import look_up
     from minigpt.nn.classifier import classifier
     from minigpt.nn.gpt import GPTConfig
     from minigpt.nn.module import Flat
+    from minigpt.training import OPTIMIZERS
     from minigpt.training.config import Config
-    from minigpt.training.optim import OPTIMIZERS
     from minigpt.training.scores import probabilities
     from minigpt.training.trainer import Trainer
 
@@ -146,7 +147,8 @@ def learned(x, y, x_test, widths, seed):
     shape = {name: getattr(c, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
     config = GPTConfig(2, dropout=c.dropout, **shape)
     model = classifier("table", "gpt", widths, config, rng)
-    optimizer = OPTIMIZERS[c.optimizer](Flat(model), c.weight_decay)
+    make = look_up(OPTIMIZERS, c.optimizer, "--optimizer")
+    optimizer = make(Flat(model), c.weight_decay)
     with TemporaryDirectory() as out:
         stream = Rows(x, y, seed)
         trainer = Trainer(model, optimizer, stream, (x[:8], y[:8]), c, rng, out, {}, print_nothing)

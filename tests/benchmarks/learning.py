@@ -9,12 +9,12 @@ from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine import device, functional
 from minigpt.engine.autograd import raw, record
 from minigpt.engine.ops import concatenate, reshape
+from minigpt.messages import look_up
 from minigpt.nn.gpt import GPT, GPTConfig
 from minigpt.nn.layers import Linear
 from minigpt.nn.module import Flat, Module
-from minigpt.training import parallel
+from minigpt.training import OPTIMIZERS, processes
 from minigpt.training.config import Config
-from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import Trainer
 from tests.benchmarks import measure
 
@@ -100,7 +100,7 @@ def learn(data, parts=None, added="", characters=None, **options):
     """Train as train.py does, one process per core -> {"loss": of the whole validation split after
     the last step, "steps", "seconds", "tokens_per_s", "parameters", "curve"}"""
     with TemporaryDirectory() as out:
-        return parallel.run(
+        return processes.run(
             measure.cores(), work, data, parts or {}, added, characters, options, out
         )
 
@@ -117,7 +117,8 @@ def work(ranks, data, parts, added, characters, options, out):
     parts = {part: name and getattr(functional, name) for part, name in parts.items()}
     model = GPT(GPTConfig(tokenizer.vocab_size, **shape), rng, **parts)
     change(model, added)
-    optimizer = OPTIMIZERS[c.optimizer](Flat(model, ranks), c.weight_decay)
+    make = look_up(OPTIMIZERS, c.optimizer, "--optimizer")
+    optimizer = make(Flat(model, ranks), c.weight_decay)
     curve, windows = [], text.windows_in_order(validation, c.block_size)
     trainer = Trainer(
         model, optimizer, text.Windows(train, c.block_size, c.seed), windows, c, rng, out, {},
