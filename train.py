@@ -26,12 +26,12 @@ from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine import device
 from minigpt.engine.autograd import plain
 from minigpt.generate import stream
+from minigpt.messages import look_up
 from minigpt.nn.families import language_model
 from minigpt.nn.gpt import WINDOW, GPTConfig
 from minigpt.nn.module import Flat
-from minigpt.training import checkpoint, parallel
+from minigpt.training import OPTIMIZERS, checkpoint, processes
 from minigpt.training.config import Config, Parser, add_options
-from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import NEVER, Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
@@ -68,7 +68,7 @@ def main(words=None):
             return estimate(given)
         kind, config, out, saved = configure(resume, overwrite, given)
         library, found = device.select(config.device)
-        most = 4 * parallel.physical_cores() if library is np else 1
+        most = 4 * processes.physical_cores() if library is np else 1
         if (asked := given.get("workers", 1)) > most:
             raise ValueError(f"--workers: expected at most {most} here, got {asked}; leave it out")
         if library is np and kind in ("text", "task"):
@@ -88,7 +88,7 @@ def main(words=None):
             about = {"model": asdict(model.config), "data": task.crc, "numpy": np.__version__}
             about |= task.about
             job = config, model, rng, task, windows, out, about, saved
-            trainer = parallel.run(config.workers, work, *job)
+            trainer = processes.run(config.workers, work, *job)
             if not trainer.stopped:
                 task.apply(trainer)
     except (OSError, MemoryError, FloatingPointError, ValueError) as error:
@@ -406,14 +406,15 @@ def workers(config, model):
     # Ranks wait for each other 1 ms a step, each updates all weights; they take a second to start.
     pays = work > 5e8 and whole > 1e12
     share = max(1, tokens // 128 or windows // 16)  # 128 tokens or 16 rows keep a process busy
-    return min(parallel.physical_cores(), windows, share) if pays else 1
+    return min(processes.physical_cores(), windows, share) if pays else 1
 
 
 def work(ranks, config, model, rng, task, windows, out, about, saved):
     """Steps 4 and 5, on every rank -> the trainer"""
     with plain() if config.plain else contextlib.nullcontext():  # the other ranks ask here
         batches, report = task.stream(config), task.report
-        optimizer = OPTIMIZERS[config.optimizer](Flat(model, ranks), config.weight_decay)
+        make = look_up(OPTIMIZERS, config.optimizer, "--optimizer")
+        optimizer = make(Flat(model, ranks), config.weight_decay)
         trainer = Trainer(
             model, optimizer, batches, windows, config, rng, out, about, report, ranks
         )
@@ -543,7 +544,7 @@ def price(flops, published):
         name = f"{machines.count:,} {machines.name} at {machines.rate / 1e12:.1f} TFLOP/s"
         use = f"{figure(energy):>9} MWh {figure(carbon):>9} t CO2e"
         say("", f"  {name:<28} {scaled(seconds, TIMES):>15} {use}")
-    cores = parallel.physical_cores()
+    cores = processes.physical_cores()
     name = f"{cores} cores here at {costs.CORE / 1e12:.2f} TFLOP/s"
     say("", f"  {name:<28} {scaled(flops / (cores * costs.CORE), TIMES):>15}")
     say("", f"V100: {costs.V100.watts} W with the rest of the machine, their speed with GPT-3")

@@ -12,11 +12,11 @@ import train
 from minigpt import no_grad
 from minigpt.engine import fast_numpy
 from minigpt.generate import generate
+from minigpt.messages import look_up
 from minigpt.nn.families import MODELS, language_model
 from minigpt.nn.gpt import GPT2, GPT3, GPTConfig
 from minigpt.nn.presets import PRESETS, VOCABULARY, counted
-from minigpt.training import checkpoint, costs
-from minigpt.training.optim import OPTIMIZERS
+from minigpt.training import OPTIMIZERS, checkpoint, costs
 
 place = folder  # the fixture, by a name that hides no import
 SHAPE = {"vocab_size": 11, "model_dim": 12, "num_layers": 2, "num_heads": 2}
@@ -220,7 +220,7 @@ def test_memory_is_what_the_optimizer_really_holds(optimizer):
 
     config = GPTConfig(48, 32, 2, 2, 16)  # all sizes are multiples of 16: Flat adds no room
     flat = Flat(language_model("gpt2", config, np.random.default_rng(0)))
-    moments = OPTIMIZERS[optimizer](flat).moments.values()
+    moments = look_up(OPTIMIZERS, optimizer, "--optimizer")(flat).moments.values()
     parts, hidden, _ = counted("gpt2", config)
     expected = [flat.data.nbytes, flat.grad.nbytes, sum(a.nbytes for a in moments)]
     assert [*costs.memory(sum(parts.values()), hidden, optimizer).values()] == expected
