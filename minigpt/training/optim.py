@@ -22,8 +22,8 @@ class SGD:
     of them; where they contradict each other, they cancel. Weight decay pulls the matrices toward
     zero, so that only weights that lower the loss stay large. Biases and norms do not decay.
 
-    flat: a Flat, whose gradient is zero again after a step. moments: the arrays that the optimizer
-    remembers between steps, and that a checkpoint therefore keeps.
+    flat: a Flat, whose gradient is zero again after a step. moments: the arrays that an optimizer
+    remembers from step to step, so a checkpoint has to keep them.
     Source: Sutskever et al. 2013, section 2; decay: Loshchilov & Hutter 2019, algorithm 1.
     """
 
@@ -43,18 +43,19 @@ class SGD:
 
 
 class AdamW:
-    """AdamW divides each weight's gradient by its usual size, so all weights learn at one pace.
+    """AdamW divides each weight's gradient by its usual size, so that all learn at one pace.
 
-        m <- b1 m + (1 - b1) g        first moment: a running mean of the gradient
-        v <- b2 v + (1 - b2) g^2      second moment: a running mean of its square
-        m_hat = m / (1 - b1^t)        at step t
+        m <- b1 m + (1 - b1) g        a running mean of the gradient
+        v <- b2 v + (1 - b2) g^2      a running mean of its square
+        m_hat = m / (1 - b1^t)        at step t, which counts from 1
         v_hat = v / (1 - b2^t)
         w <- w - rate (m_hat / (sqrt(v_hat) + eps) + weight_decay w)
 
-    Both means start at 0. After t steps the weights of their terms add up to 1 - b^t instead of 1,
-    and the two divisions make up for that. So the first step has m_hat = g and v_hat = g^2: it
-    changes each weight by `rate`, whether its gradient is 100 or 0.01. The decay is not divided by
-    sqrt(v_hat), which is what the W adds to Adam. Biases and norms do not decay.
+    The mean of a power of g is called a moment: m is the first moment and v the second. Both start
+    at 0, so after t steps the shares of the gradients in them add up to 1 - b^t instead of 1, and
+    m_hat and v_hat make up for that. At the first step m_hat = g and v_hat = g^2: each weight
+    changes by `rate`, whether its gradient is 100 or 0.01. The decay is not divided by sqrt(v_hat);
+    this is what the W adds to Adam. Biases and norms do not decay.
     Source: Loshchilov & Hutter 2019, algorithm 2.
     """
 
@@ -83,8 +84,8 @@ class AdamW:
 def clip(gradient, limit):
     """Shorten the gradient to norm `limit` if it is longer -> the norm that it had.
 
-    One unusual batch can then not throw the weights far off. The norm of a gradient that is not
-    finite is returned as it is: the caller has to refuse the step.
+    So one unusual batch cannot throw the weights far off. A gradient that is not finite stays as it
+    is, and the caller sees this in the norm.
     Source: Pascanu et al. 2013, algorithm 1.
     """
     norm = math.sqrt(float(gradient @ gradient))
