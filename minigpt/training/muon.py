@@ -38,14 +38,14 @@ class Muon:
         m <- momentum m + g
         w <- w - rate (0.2 sqrt(max(R, C)) orthogonal(g + momentum m) + weight_decay w)
 
-    If the next gradient is like this one, the next m is g + momentum m; this look ahead is called
-    Nesterov momentum. The gradient of a matrix has a few large singular values, and a plain step
-    would move little else. `orthogonal` levels them, so that directions with small gradients learn
-    as fast as those with large ones. The numbers in an orthogonal matrix are about sqrt(1 / max(R,
-    C)) in size. The factor makes them 0.2, as they usually are in a step of AdamW, so one rate fits
-    both optimizers. AdamW updates what does not map one hidden layer to the next: embeddings,
-    biases and norms. These do not decay. Source: Jordan et al. 2024; factor: Liu et al. 2025, arXiv
-    2502.16982.
+    If the next gradient is like this one, the next m is g + momentum m; to look ahead in this way
+    is called Nesterov momentum. The gradient of a matrix has a few large singular values, and a
+    plain step would move little else. `orthogonal` levels them, so that directions with small
+    gradients learn as fast as those with large ones. The numbers in an orthogonal matrix are about
+    1 / sqrt(max(R, C)) in size. The factor makes them 0.2, as they usually are in a step of AdamW,
+    so one rate fits both optimizers. AdamW updates what does not map one hidden layer to the next:
+    embeddings, biases and norms. These do not decay.
+    Source: Jordan et al. 2024; factor: Liu et al. 2025, arXiv 2502.16982.
     """
 
     kept = 1, 2  # numbers remembered per weight of a hidden matrix, and per other weight

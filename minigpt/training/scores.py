@@ -24,15 +24,31 @@ def confusion(p, y):
     return np.bincount(pair, minlength=k * k).reshape(k, k)
 
 
+def rates(score, positive, cut):
+    """How often a cut in the scores is right: among the positives, and among the negatives.
+
+    Sensitivity is the share of the positives that score above the cut, specificity the share of the
+    negatives that do not. score (N,), positive (N,) bool -> [sensitivity, specificity],
+    NaN for a class that is absent.
+    """
+    above = np.asarray(score, float) > cut  # in float32 the cut could round up to a score
+    found, spared = above[positive], ~above[~positive]
+    return [hits.mean() if len(hits) else np.nan for hits in (found, spared)]
+
+
 def auc(score, positive):
     """The probability that a random positive scores above a random negative; a tie counts half.
 
-    AUC is the area under the curve of sensitivity over 1 - specificity, and equal to this
-    probability. 0.5 is guessing, 1 is perfect. Rank all rows by score, from 1: a positive's rank
-    counts the rows up to it, so the sum R of the ranks of the n positives counts the negatives
-    below each, and n (n + 1) / 2 positives. With m negatives there are n m pairs:
+    A model that guesses gets 0.5, a perfect one 1. The name AUC comes from another way to find it:
+    as the area under the curve of sensitivity over 1 - specificity, for all cuts. Of n positives
+    and m negatives there are n m pairs. They need not be compared one by one, if all rows are
+    ranked by their scores:
 
-        AUC = (R - n (n + 1) / 2) / (n m)
+        AUC = (R - n (n + 1) / 2) / (n m)        R: the sum of the ranks of the positives
+
+    The rank of a positive, counted from 1, says how many rows stand up to it. So R counts the
+    negatives below each positive, which are the pairs in order, and also the positives up to each
+    positive, which are 1 + 2 + ... + n = n (n + 1) / 2.
 
     score (N,), positive (N,) bool -> float, NaN if one of the classes is absent.
     Source: Mann & Whitney 1947; Hanley & McNeil 1982.
@@ -59,16 +75,6 @@ def threshold(score, positive):
     gain = np.cumsum(m / m.sum() - n / n.sum())  # sensitivity + specificity - 1 of a cut above it
     best = int(gain[:-1].argmax()) if len(values) > 1 else 0  # a cut above all finds nothing
     return float(values[best : best + 2].mean())
-
-
-def rates(score, positive, cut):
-    """Sensitivity, the share of the positives above the cut, and specificity, of the others below.
-
-    score (N,), positive (N,) bool -> [float, float], NaN for a class that is absent.
-    """
-    above = np.asarray(score, float) > cut  # in float32 the cut could round up to a score
-    found, spared = above[positive], ~above[~positive]
-    return [hits.mean() if len(hits) else np.nan for hits in (found, spared)]
 
 
 def report(p, y, classes, cut=None, positive=None, groups=None):
