@@ -19,10 +19,10 @@ import minigpt
 from minigpt.applications import application_class, plan
 from minigpt.engine import device
 from minigpt.engine.autograd import plain
-from minigpt.messages import look_up, say
+from minigpt.messages import say
 from minigpt.nn import MODELS
 from minigpt.nn.module import Flat
-from minigpt.training import OPTIMIZERS, processes
+from minigpt.training import optimizer_class, processes
 from minigpt.training.config import Parser, add_options
 from minigpt.training.trainer import Trainer, mean_loss
 
@@ -91,8 +91,7 @@ def train_and_validate(ranks, config, application, model, rng, windows, about, s
     """Steps 4 and 5, which each process runs on its share of every batch -> the Trainer."""
     with plain() if config.plain else contextlib.nullcontext():  # a new process has to be told
         # 4 train: predict, compare, change every weight a little so that the loss falls; again.
-        optimizer_class = look_up(OPTIMIZERS, config.optimizer, "--optimizer")
-        optimizer = optimizer_class(Flat(model, ranks), config.weight_decay)
+        optimizer = optimizer_class(config.optimizer)(Flat(model, ranks), config.weight_decay)
         batches, report = application.stream(), application.report
         trainer = Trainer(
             model, optimizer, batches, windows, config, rng, config.out, about, report, ranks

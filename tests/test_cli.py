@@ -183,29 +183,6 @@ def test_two_workers_train_as_one_does_and_a_resumed_run_may_change_their_number
     assert losses == [losses[0]] * 3
 
 
-@pytest.mark.parametrize(
-    "words, cores, expected",
-    [
-        ("", 16, 4),  # as many as windows
-        ("--batch-size 64 --block-size 16", 16, 8),  # 1,024 tokens: each rank gets 128
-        ("", 2, 2),
-        ("--batch-size 2 --block-size 1024", 8, 2),
-        ("--n-layer 1 --n-embd 32", 8, 1),  # a step of 2 ms would wait 1 ms
-        ("--accumulate 4", 8, 1),  # one window at a time
-        ("--steps 20", 8, 1),  # over before the others have started
-        ("--workers 3", 8, 3),
-    ],
-)
-def test_workers_are_as_many_as_cores_where_that_pays(words, cores, expected, monkeypatch):
-    parser = train.Parser("train.py")
-    train.add_options(parser)
-    config = train.Config(**vars(parser.parse_args(words.split())))
-    monkeypatch.setattr(train.parallel, "physical_cores", lambda: cores)
-    shape, rng = train.gpt_config(config, 65), np.random.default_rng(0)
-    model = train.language_model(config.model, shape, rng)
-    assert train.workers(config, model) == expected
-
-
 def test_resume_refuses_what_would_be_another_model(folder, trained, capsys):
     words = ["--resume", "--out", str(trained), "--n-layer"]
     error = mistake(train.main, [*words, "2"], capsys, trained)

@@ -17,7 +17,8 @@ from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.nn.presets import hugging_face_name
 from minigpt.nn.recurrence import CELLS, Recurrence
-from minigpt.training.optim import AdamW, Muon, clip
+from minigpt.training.muon import Muon
+from minigpt.training.optim import AdamW, clip
 
 TEXT = "the quick brown fox jumps over the lazy dog; a large language model learns to spell it. "
 

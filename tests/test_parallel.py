@@ -1,5 +1,6 @@
 """Several processes that train one model: they agree, they clean up, and none is left behind."""
 
+import contextlib
 import errno
 import itertools
 import multiprocessing
@@ -18,8 +19,12 @@ import pytest
 from test_training import IDS, files, new_trainer
 from threadpoolctl import threadpool_info
 
-from minigpt.training import checkpoint, parallel
-from minigpt.training.parallel import run
+from minigpt.engine.autograd import plain
+from minigpt.nn.families import language_model
+from minigpt.nn.gpt import GPTConfig
+from minigpt.training import checkpoint, parallel, processes
+from minigpt.training.config import Config
+from minigpt.training.processes import run
 from minigpt.training.ranks import Alone
 from minigpt.training.trainer import mean_loss
 
@@ -56,7 +61,7 @@ def test_every_rank_gets_the_sum_in_order_of_rank_and_leaves_no_file(size, tmp_p
     assert [row[1] for row in got] == [[sum(range(size))] * 7] * size
     assert [row[2:4] for row in got] == [(rank, size) for rank in range(size)]
     if size > 1:
-        share = max(1, parallel.physical_cores() // size)
+        share = max(1, processes.physical_cores() // size)
         assert all(n <= share for row in got for n in row[4])
     assert threadpool_info() == before  # the limit ends with the run
     assert not list(tmp_path.iterdir()) and set(Path("/dev/shm").glob("minigpt-*")) == shared
@@ -65,14 +70,15 @@ def test_every_rank_gets_the_sum_in_order_of_rank_and_leaves_no_file(size, tmp_p
 def train(ranks, folder, dtype, options):
     """Four steps; what every rank has then: weights, losses, validation loss."""
     trainer = new_trainer(folder, dtype=dtype, ranks=ranks, **options)
-    losses = [trainer.train_step() for _ in range(4)]
+    with plain() if trainer.config.plain else contextlib.nullcontext():
+        losses = [trainer.train_step() for _ in range(4)]
     loss = mean_loss(trainer.model, *trainer.validation, 3, ranks)
     return ranks.all_gather((trainer.flat.data.tolist(), losses, loss))
 
 
 # Muon lifts the small directions of a gradient, and its rounding with them
 @pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-5), (np.float64, 1e-13)])
-@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "optimizer": "sgd"}])
+@pytest.mark.parametrize("options", [{}, {"plain": True}, {"accumulate": 2, "optimizer": "sgd"}])
 def test_ranks_learn_what_one_process_learns(tmp_path, options, dtype, tolerance):
     """Five windows among two or three ranks do not come out even."""
     options = {"dropout": 0.0, "batch_size": 10, "learning_rate": 1e-3, **options}
@@ -210,7 +216,7 @@ def test_ctrl_c_while_ranks_start_comes_right_after():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     try:
         with pytest.raises(KeyboardInterrupt):
-            with parallel._ctrl_c_waits():
+            with processes._ctrl_c_waits():
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.05)
                 reached.append(True)
@@ -351,4 +357,25 @@ def test_cores_are_those_that_the_process_may_use(files, cores, monkeypatch):
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
     monkeypatch.setattr(Path, "read_text", read)
-    assert parallel.physical_cores() == cores
+    assert processes.physical_cores() == cores
+
+
+@pytest.mark.parametrize(
+    "options, cores, expected",
+    [
+        ({}, 16, 4),  # as many as windows
+        ({"batch_size": 64, "block_size": 16}, 16, 8),  # 1,024 tokens: each rank gets 128
+        ({}, 2, 2),
+        ({"batch_size": 2, "block_size": 1024}, 8, 2),
+        ({"n_layer": 1, "n_embd": 32}, 8, 1),  # a step of 2 ms would wait 1 ms
+        ({"accumulate": 4}, 8, 1),  # one window at a time
+        ({"steps": 20}, 8, 1),  # over before the others have started
+        ({"workers": 3}, 8, 3),
+    ],
+)
+def test_workers_are_as_many_as_cores_where_that_pays(options, cores, expected, monkeypatch):
+    monkeypatch.setattr(processes, "physical_cores", lambda: cores)
+    c = Config(**options)
+    shape = GPTConfig(65, c.block_size, c.n_layer, c.n_head, c.n_embd)
+    model = language_model(c.model, shape, np.random.default_rng(0))
+    assert processes.how_many(c, model) == expected

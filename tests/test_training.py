@@ -1,5 +1,6 @@
 """How a model learns: optimizers, schedules, the loop, checkpoints, configuration."""
 
+import contextlib
 import csv
 import itertools
 import json
@@ -11,40 +12,46 @@ from dataclasses import asdict, fields
 
 import numpy as np
 import pytest
-from strict import registered, strict
+from strict import registered, strict, syncs
 
 from minigpt.datasets.text import Windows, windows_in_order
-from minigpt.engine.arrays import module_of
+from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import Tensor, plain
 from minigpt.generate import generate
 from minigpt.nn import MODELS
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.module import Flat, Module
-from minigpt.training import checkpoint, trainer
+from minigpt.training import (
+    OPTIMIZERS,
+    checkpoint,
+    fast_optim,
+    muon,
+    optimizer_class,
+    trainer,
+)
 from minigpt.training.checkpoint import CheckpointError
 from minigpt.training.config import Config, Parser, add_options
-from minigpt.training.optim import (
-    OPTIMIZERS,
-    SCHEDULES,
-    SGD,
-    AdamW,
-    Muon,
-    clip,
-    orthogonal,
-    rate_at,
-)
+from minigpt.training.muon import Muon
+from minigpt.training.optim import SCHEDULES, SGD, AdamW, clip, rate_at
 from minigpt.training.trainer import Trainer, mean_loss
 
+both = pytest.mark.parametrize(  # the formulas alone, and the fast steps in their place
+    "mode", [plain, contextlib.nullcontext], ids=["formula", "fast"]
+)
 IDS = np.random.default_rng(7).integers(0, 11, 300).astype(np.int32)
 
 
 class Pair(Module):
     """A matrix, which decays, and a vector, which does not; float64."""
 
-    def __init__(self):
+    def __init__(self, shape=(2, 3)):
         rng = np.random.default_rng(0)
         self.vector = Tensor(rng.normal(size=3), requires_grad=True)
-        self.matrix = Tensor(rng.normal(size=(2, 3)), requires_grad=True)
+        self.matrix = Tensor(rng.normal(size=shape), requires_grad=True)
+
+
+def optimizer_of(name, *args):
+    return optimizer_class(name)(*args)
 
 
 def updated(make, steps=7):
@@ -78,13 +85,22 @@ def slow_sgd(w, gradients, decay):
     return w
 
 
+@both
 @pytest.mark.parametrize("optimizer, slow", [(AdamW, slow_adamw), (SGD, slow_sgd)])
-def test_an_optimizer_is_its_formula_number_by_number_and_only_matrices_decay(optimizer, slow):
-    runs = updated(lambda flat: optimizer(flat, 0.2))
+def test_an_optimizer_is_its_formula_number_by_number_and_only_matrices_decay(
+    optimizer, slow, mode
+):
+    with mode():
+        runs = updated(lambda flat: optimizer(flat, 0.2))
     for decay, (before, given, after) in zip((0.2, 0), runs, strict=True):
         for at in np.ndindex(before.shape):
             w = slow(before[at], [g[at] for g in given], decay)
             assert math.isclose(after[at], w, rel_tol=1e-12)
+
+
+orthogonals = pytest.mark.parametrize(
+    "orthogonal", [muon.orthogonal, fast_optim.orthogonal], ids=["formula", "fast"]
+)
 
 
 def slow_orthogonal(x):
@@ -94,8 +110,10 @@ def slow_orthogonal(x):
     return x
 
 
-def test_muon_is_its_formula_for_matrices_and_adamw_for_the_rest():
-    matrix, (vector, given, after) = updated(lambda flat: Muon(flat, 0.2))
+@both
+def test_muon_is_its_formula_for_matrices_and_adamw_for_the_rest(mode):
+    with mode():
+        matrix, (vector, given, after) = updated(lambda flat: Muon(flat, 0.2))
     for at in range(3):
         expected = slow_adamw(vector[at], [g[at] for g in given], 0)
         assert math.isclose(after[at], expected, rel_tol=1e-12)
@@ -106,9 +124,11 @@ def test_muon_is_its_formula_for_matrices_and_adamw_for_the_rest():
     np.testing.assert_allclose(after, w, rtol=1e-11)
 
 
-def test_muon_equals_pytorchs():
+@both
+def test_muon_equals_pytorchs(mode):
     torch = pytest.importorskip("torch")
-    matrix, _ = updated(lambda flat: Muon(flat, 0.2))
+    with mode():
+        matrix, _ = updated(lambda flat: Muon(flat, 0.2))
     twin = torch.nn.Parameter(torch.from_numpy(matrix[0]))
     optimizer = torch.optim.Muon([twin], weight_decay=0.2, adjust_lr_fn="match_rms_adamw")
     for t, g in enumerate(matrix[1]):
@@ -118,8 +138,9 @@ def test_muon_equals_pytorchs():
     np.testing.assert_allclose(matrix[2], twin.detach().numpy(), atol=5e-3)
 
 
+@orthogonals
 @pytest.mark.parametrize("shape", [(20, 50), (50, 20), (30, 30), (1, 7)])
-def test_orthogonal_keeps_directions_and_levels_their_sizes(shape):
+def test_orthogonal_keeps_directions_and_levels_their_sizes(shape, orthogonal):
     rng = np.random.default_rng(0)
     u, _, vt = np.linalg.svd(rng.normal(size=shape), full_matrices=False)
     s = np.geomspace(100, 1, min(shape))  # five turns, each by up to 3.4, lift the last one as well
@@ -129,13 +150,16 @@ def test_orthogonal_keeps_directions_and_levels_their_sizes(shape):
     # s^2 is rounded at 6e-8, and each turn lifts small ones by up to 3.4^2
 
 
-def test_orthogonal_of_zeros_is_zeros():
+@orthogonals
+def test_orthogonal_of_zeros_is_zeros(orthogonal):
     assert not orthogonal(np.zeros((3, 5), np.float32)).any()
 
 
-def test_adamw_equals_pytorchs():
+@both
+def test_adamw_equals_pytorchs(mode):
     torch = pytest.importorskip("torch")
-    runs = updated(lambda flat: AdamW(flat, 0.2, betas=(0.8, 0.95)))
+    with mode():
+        runs = updated(lambda flat: AdamW(flat, 0.2, betas=(0.8, 0.95)))
     twins = [torch.nn.Parameter(torch.from_numpy(before)) for before, _, _ in runs]
     groups = [
         {"params": [twin], "weight_decay": d} for twin, d in zip(twins, (0.2, 0), strict=True)
@@ -151,18 +175,78 @@ def test_adamw_equals_pytorchs():
         np.testing.assert_allclose(after, twin.detach().numpy(), rtol=1e-10)
 
 
+@both
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_step_updates_weights_and_moments_in_place(name):
+def test_a_step_updates_weights_and_moments_in_place(name, mode):
     model = Pair()
     flat = Flat(model)
-    optimizer, weights = OPTIMIZERS[name](flat), model.matrix.data
+    optimizer, weights = optimizer_of(name, flat), model.matrix.data
     arrays = {**optimizer.moments, "data": flat.data, "grad": flat.grad}
     flat.grad += 1
-    optimizer.step(0.1, 1)
+    with mode():
+        optimizer.step(0.1, 1)
     assert model.matrix.data is weights and np.shares_memory(weights, flat.data)
     for key, array in {**optimizer.moments, "data": flat.data, "grad": flat.grad}.items():
         assert array is arrays[key]
     assert all(moment.any() for moment in optimizer.moments.values())
+
+
+def stepped(name, shape=(20, 50), dtype=np.float64, xp=np, steps=7):
+    """[weights, moments of each name] after some steps with random gradients, as NumPy arrays"""
+    model, rng = Pair(shape).to(xp, dtype), np.random.default_rng(1)
+    flat = Flat(model)
+    optimizer = optimizer_of(name, flat, 0.2)
+    for number in range(1, steps + 1):
+        for p in (model.matrix, model.vector):
+            p.grad += xp.asarray(rng.normal(size=p.shape).astype(dtype))
+        optimizer.step(0.1 / number, number)
+    return [to_numpy(a) for a in (flat.data, *optimizer.moments.values())]
+
+
+# In float32 a rounding is 6e-8, and a step has a dozen. The fast `orthogonal` of Muon squares the
+# singular values, of which the smallest here is a fifth of the largest, and lifts their rounding.
+@pytest.mark.parametrize(
+    "name, dtype, tolerance",
+    [
+        ("adamw", np.float64, 1e-14),
+        ("muon", np.float64, 1e-14),
+        ("adamw", np.float32, 1e-6),
+        ("muon", np.float32, 2e-6),
+    ],
+)
+@pytest.mark.parametrize("shape", [(20, 50), (50, 20)])
+def test_the_formula_and_the_fast_step_agree(name, shape, dtype, tolerance):
+    fast = stepped(name, shape, dtype)
+    with plain():
+        formula = stepped(name, shape, dtype)
+    for a, b in zip(fast, formula, strict=True):
+        assert a.dtype == b.dtype == dtype
+        np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name, step", [("adamw", "adamw_step"), ("muon", "muon_step")])
+def test_an_optimizer_whose_fast_step_is_deleted_goes_on_with_its_formula(name, step, monkeypatch):
+    with plain():
+        formula = stepped(name)
+    fast = stepped(name)
+    monkeypatch.delattr(fast_optim, "adamw_step")  # Muon's own rest is updated by it
+    monkeypatch.delattr(fast_optim, step, raising=False)
+    left = stepped(name)
+    assert all((a == b).all() for a, b in zip(left, formula, strict=True))
+    assert any((a != b).any() for a, b in zip(fast, formula, strict=True))
+
+
+@pytest.mark.parametrize("name, step", [("adamw", "adamw_step"), ("muon", "muon_step")])
+def test_a_fast_step_runs_on_another_library_than_numpy(name, step, monkeypatch):
+    expected = stepped(name)
+    optimizer = optimizer_class(name)
+    for kind, function in ((AdamW, fast_optim.adamw_step), (optimizer, getattr(fast_optim, step))):
+        monkeypatch.setattr(kind, "step", function)
+    with registered():
+        got = stepped(name, xp=strict)
+        assert set(syncs) <= {"asnumpy"}  # the CPU never waits in between
+    for a, b in zip(got, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +288,7 @@ def new_trainer(
     c, rng = Config(**short | options), np.random.default_rng(seed)
     model = GPT2(GPTConfig(11, 8, 1, 2, 16, dropout=c.dropout), rng).to(xp, dtype)
     flat = Flat(model, ranks)
-    optimizer, out = OPTIMIZERS[c.optimizer](flat, c.weight_decay), out / f"{options}"
+    optimizer, out = optimizer_of(c.optimizer, flat, c.weight_decay), out / f"{options}"
     out.mkdir(exist_ok=True)
     stream = Windows(IDS[:220], 8, 3)
     validation = [xp.asarray(ids) for ids in windows_in_order(IDS[220:], 8)]
@@ -589,11 +673,28 @@ FOREIGN = {
     "deep header": (forged(b'{"a":' * 100_000), "damaged"),
     "long number": (forged({"__metadata__": {"minigpt": "9" * 5000}}), "damaged"),
     "no version": (forged({"__metadata__": {"minigpt": "{}"}}), "got None"),
-    "later version": (forged({"__metadata__": {"minigpt": '{"version": 99}'}}), "2, got 99"),
+    "later version": (forged({"__metadata__": {"minigpt": '{"version": 99}'}}), "3, got 99"),
     "bfloat16": (of_type("BF16", 2), "damaged"),
     "float8": (of_type("F8_E4M3", 1), "damaged"),
     "unknown type": (of_type("F7", 1), "damaged"),
 }
+
+
+@pytest.mark.parametrize("what", [what for what in FOREIGN if "float" not in what])
+def test_reading_the_json_part_alone_refuses_what_loading_refuses(tmp_path, what):
+    expected = refused(tmp_path / "c", FOREIGN[what][0])
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.read_about(tmp_path / "c")
+    assert str(caught.value) == expected
+
+
+def test_the_json_part_can_be_read_without_the_arrays(tmp_path):
+    checkpoint.save(tmp_path / "c", ARRAYS, ABOUT)
+    whole = bytearray((tmp_path / "c").read_bytes())
+    assert checkpoint.read_about(tmp_path / "c") == ABOUT
+    whole[-1] ^= 1  # in an array
+    assert "checksum" in refused(tmp_path / "c", bytes(whole))
+    assert checkpoint.read_about(tmp_path / "c") == ABOUT
 
 
 @pytest.mark.parametrize("what", FOREIGN)
@@ -604,8 +705,9 @@ def test_a_foreign_file_is_refused_in_one_line(tmp_path, what):
 
 def test_a_missing_checkpoint_is_a_missing_file(tmp_path):
     for path in (tmp_path / "none", tmp_path):
-        with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
-            checkpoint.load(path)
+        for read in (checkpoint.load, checkpoint.read_about):
+            with pytest.raises(FileNotFoundError, match="expected a checkpoint"):
+                read(path)
 
 
 # configuration

@@ -1,11 +1,13 @@
 """A checkpoint: one safetensors file with all arrays, and the rest as one JSON text in its header.
 
-Nothing is pickled: opening a stranger's file cannot run code. Equal states give equal bytes.
+A pickle can run any code when it is opened; this format holds numbers and text and nothing else, so
+a stranger's file is safe to open. Equal states give equal bytes.
 """
 
 import json
 import os
 import zlib
+from contextlib import contextmanager
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -13,7 +15,7 @@ from safetensors.numpy import save as to_bytes
 
 from minigpt.engine.arrays import to_numpy
 
-KEY, VERSION = "minigpt", 2  # where the JSON stands in the header, and the layout it has
+KEY, VERSION = "minigpt", 3  # where the JSON stands in the header, and the layout it has
 
 
 class CheckpointError(ValueError):
@@ -23,9 +25,12 @@ class CheckpointError(ValueError):
 def save(path, arrays, about):
     """Write {name: array} and the JSON-able dict `about` to path, or leave path as it was.
 
-    The file is written beside and renamed over: whatever happens, path holds an old or a new whole.
+    The bytes go to a file beside it, which then takes the name of the old one in a single operation
+    of the file system. Whatever happens meanwhile, path holds either the old file or the new one,
+    and never a part of it.
     """
     beside = f"{path}.{os.getpid()}"
+    # safetensors would store a transposed or sliced array in the wrong order, without a word
     arrays = {name: np.asarray(to_numpy(a), order="C") for name, a in arrays.items()}
     about = {"version": VERSION, "crc": checksum(arrays, about), **about}
     header = {KEY: json.dumps(about, sort_keys=True)}
@@ -33,41 +38,81 @@ def save(path, arrays, about):
         with open(beside, "wb") as file:
             file.write(to_bytes(arrays, header))
             file.flush()
-            os.fsync(file.fileno())
+            os.fsync(file.fileno())  # on the disk, not only in the system's memory
         os.replace(beside, path)
     finally:
-        if os.path.exists(beside):
+        if os.path.exists(beside):  # something failed
             os.remove(beside)
 
 
 def load(path):
-    """path -> ({name: array}, about).  Raises FileNotFoundError or CheckpointError."""
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; train one first")
-    try:
-        open(path, "rb").close()  # safetensors would call a file that may not be read damaged
-        with safe_open(path, "numpy") as file:
-            about = (file.metadata() or {}).get(KEY)
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
-        about = about and json.loads(about)
-    except (SafetensorError, AttributeError, ValueError, TypeError, RecursionError) as e:
-        why = f"({str(e).splitlines()[0]}); use another"
-        raise CheckpointError(f"{path}: damaged, or no checkpoint at all {why}") from None
-    if not isinstance(about, dict):
-        raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")
-    if (version := about.pop("version", None)) != VERSION:
-        got = f"got {version}; open it with the minigpt that wrote it"
-        raise CheckpointError(f"{path}: expected checkpoint version {VERSION}, {got}")
-    if about.pop("crc", None) != checksum(arrays, about):
+    """Read a whole checkpoint -> ({name: array}, about)
+
+    Raises FileNotFoundError if there is no file, CheckpointError if it is not what save wrote.
+    """
+    with _opened(path) as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+        about = _json(file)
+    crc = _accepted(path, about)
+    if crc != checksum(arrays, about):
         raise CheckpointError(f"{path}: damaged, its checksum is another; use another checkpoint")
     return arrays, about
 
 
+def read_about(path):
+    """Read the JSON part alone, which a listing of many runs needs -> about
+
+    No array is read, so damage among the arrays goes unnoticed. Raises as load does.
+    """
+    with _opened(path) as file:
+        about = _json(file)
+    _accepted(path, about)
+    return about
+
+
+@contextmanager
+def _opened(path):
+    """The open safetensors file; whatever damage makes safetensors or json raise while it is read
+    becomes a CheckpointError of one line."""
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; train one first")
+    try:
+        open(path, "rb").close()  # safetensors would call a file damaged that nobody may read
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (SafetensorError, AttributeError, ValueError, TypeError, RecursionError) as e:
+        why = f"({str(e).splitlines()[0]}); use another"
+        raise CheckpointError(f"{path}: damaged, or no checkpoint at all {why}") from None
+
+
+def _json(file):
+    """What the JSON text in the header says, None if there is no such text."""
+    text = (file.metadata() or {}).get(KEY)
+    return text and json.loads(text)
+
+
+def _accepted(path, about):
+    """Check that this version of the program wrote `about`, and take version and checksum out of
+    it -> the checksum"""
+    if not isinstance(about, dict):
+        raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")
+    version = about.pop("version", None)
+    if version != VERSION:
+        got = f"got {version}; open it with the minigpt that wrote it"
+        raise CheckpointError(f"{path}: expected checkpoint version {VERSION}, {got}")
+    return about.pop("crc", None)
+
+
 def checksum(arrays, about):
-    """CRC-32 of all but the version and itself: safetensors does not notice a flipped bit."""
+    """A CRC-32 of all that was saved, because safetensors does not notice a flipped bit.
+
+    It covers names, types, shapes and numbers of all arrays and the JSON part, but of course not
+    itself; the version need not be covered, as it is compared anyway.
+    """
     crc = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     for name, a in sorted(arrays.items()):
-        crc = zlib.crc32(a, zlib.crc32(f"{name} {a.dtype} {a.shape}".encode(), crc))
+        crc = zlib.crc32(f"{name} {a.dtype} {a.shape}".encode(), crc)
+        crc = zlib.crc32(a, crc)
     return crc
 
 

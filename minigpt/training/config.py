@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, fields
 from functools import partial
 
 from minigpt.messages import nearest
-from minigpt.training.optim import OPTIMIZERS, SCHEDULES
+from minigpt.training import OPTIMIZERS
+from minigpt.training.optim import SCHEDULES
 
 COMPARE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 

@@ -4,13 +4,22 @@ import math
 import os
 from typing import NamedTuple
 
-TOKENS = 300e9  # on which every model of GPT-3's paper was trained: Brown et al. 2020, table 2.1
+from minigpt.messages import look_up
+from minigpt.training import OPTIMIZERS
+
+# Brown et al. 2020, the paper of GPT-3
+TOKENS = 300e9  # how many tokens each of its models was trained on: table 2.1
 FLOPS = 3.14e23  # its figure for 175B, without attention over the context: appendix D
-PUE, CARBON = 1.10, 0.429  # W drawn per W that computes, kg CO2e per kWh: source as V100
+
+# Patterson et al. 2021, arXiv 2104.10350, table 4
+PUE = 1.10  # W that a data centre draws per W that its computers draw: the rest is mostly cooling
+CARBON = 0.429  # kg of CO2 (and of other gases, as CO2 that warms as much) per kWh
+
+CORE = 5e10  # FLOP/s that one core of a CPU really computes, roughly
 
 
 class Machines(NamedTuple):
-    """So many accelerators, each of which really computes `rate` FLOP/s and takes so many W."""
+    """`count` accelerators, each of which really computes `rate` FLOP/s and draws `watts` W."""
 
     name: str
     count: int
@@ -18,27 +27,33 @@ class Machines(NamedTuple):
     watts: float
 
 
-V100 = Machines("V100", 10_000, 24.6e12, 330)  # Patterson et al. 2021, arXiv 2104.10350, table 4
-A100 = Machines("A100", 1024, 0.4 * 312e12, 400)  # 40 % of the data sheet's bfloat16, its watts
-CORE = 5e10  # FLOP/s of a CPU's core, about
+V100 = Machines("V100", 10_000, 24.6e12, 330)  # measured with GPT-3: Patterson et al., table 4
+A100 = Machines("A100", 1024, 0.4 * 312e12, 400)  # 40 % of the data sheet's FLOP/s, its W
 
 
 def training(flops, machines):
-    """-> s, MWh, t CO2e.  time = FLOPs / (count rate), energy = time count watts PUE
+    """How long so many FLOPs take on these machines, and at what cost -> s, MWh, t of CO2e
+
+        time = FLOPs / (count rate)
+        energy = time count watts PUE
+        CO2e = energy CARBON
 
     Source: Patterson et al. 2021, arXiv 2104.10350.
     """
     seconds = flops / (machines.count * machines.rate)
-    energy = seconds * machines.count * machines.watts * PUE / 3.6e9  # J in a MWh
-    return seconds, energy, energy * CARBON
+    joules = seconds * machines.count * machines.watts * PUE
+    energy = joules / 3.6e9  # J in a MWh
+    return seconds, energy, energy * CARBON  # a t per MWh is a kg per kWh
 
 
 def memory(count, hidden, optimizer):
-    """{what: bytes} for `count` weights, `hidden` of them in matrices of the blocks; float32
+    """The memory to train `count` weights in float32, activations aside -> {what: bytes}
 
-    AdamW keeps two moments, 16 bytes a weight in all, SGD one, Muon one of hidden matrices.
+    hidden: how many of the weights lie in matrices of the blocks, of which Muon remembers less.
+    With AdamW a weight takes 16 bytes: 4 for itself, for its gradient, and for each of two moments.
     """
-    moments = {"sgd": count, "adamw": 2 * count, "muon": 2 * count - hidden}[optimizer]
+    of_hidden, of_others = look_up(OPTIMIZERS, optimizer, "--optimizer").kept
+    moments = of_hidden * hidden + of_others * (count - hidden)
     return {"weights": 4 * count, "gradients": 4 * count, f"moments of {optimizer}": 4 * moments}
 
 
@@ -46,5 +61,5 @@ def room():
     """Bytes of memory in this machine; infinite if it does not say."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):
+    except (AttributeError, ValueError, OSError):  # AttributeError: Windows has no sysconf
         return math.inf

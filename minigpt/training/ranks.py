@@ -1,21 +1,22 @@
 """The interface of a rank: one of the processes that train a model together.
 
-Training asks its rank for three things, and a process that trains alone answers them trivially.
-parallel.py, in the part on speed, has the ranks of several processes.
+The training loop asks its rank for sums over all ranks, for lists of their values, and to wait for
+the others. A process that trains alone answers all of this trivially. parallel.py, in the part on
+speed, has the ranks of several processes.
 """
 
 
 class Alone:
-    """One rank, which has nobody to wait for; also the interface of every kind of rank."""
+    """The only rank, which has nobody to wait for. Every other kind of rank has these methods."""
 
-    rank, size = 0, 1
-    zeros = None  # zeros(n, dtype): this rank's vector for all_reduce; None: any will do
+    rank, size = 0, 1  # which rank this is, counted from 0, and how many there are
+    zeros = None  # zeros(n, dtype) -> the vector that all_reduce needs; None: it takes any vector
 
     def all_reduce(self, vector):
-        """Add up the vectors of all ranks, in order of rank, into the vector of each."""
+        """Replace the vector of every rank by the sum of all, added up in order of rank."""
 
     def all_gather(self, value):
-        """-> [value of rank 0, of rank 1, ...], small ones, on every rank"""
+        """Give every rank the small values of all -> [value of rank 0, of rank 1, ...]"""
         return [value]
 
     def barrier(self):

@@ -19,9 +19,8 @@ from minigpt.nn.language import Block, LanguageModel
 from minigpt.nn.layers import Linear
 from minigpt.nn.recipe import RotaryAttention, ShiftedBlock
 from minigpt.nn.module import Flat, Module
-from minigpt.training import parallel
+from minigpt.training import optimizer_class, processes
 from minigpt.training.config import Config
-from minigpt.training.optim import OPTIMIZERS
 from minigpt.training.trainer import Trainer
 from tests.benchmarks import measure
 
@@ -120,7 +119,7 @@ def learn(data, parts=None, added="", characters=None, **options):
     """Train as train.py does, one process per core -> {"loss": of the whole validation split after
     the last step, "steps", "seconds", "tokens_per_s", "parameters", "curve"}"""
     with TemporaryDirectory() as out:
-        return parallel.run(
+        return processes.run(
             measure.cores(), work, data, parts or {}, added, characters, options, out
         )
 
@@ -136,7 +135,7 @@ def work(ranks, data, parts, added, characters, options, out):
     shape = {name: getattr(c, name) for name in ("block_size", "n_layer", "n_head", "n_embd")}
     model = assembled(GPTConfig(tokenizer.vocab_size, **shape), rng, **parts)
     change(model, added)
-    optimizer = OPTIMIZERS[c.optimizer](Flat(model, ranks), c.weight_decay)
+    optimizer = optimizer_class(c.optimizer)(Flat(model, ranks), c.weight_decay)
     curve, windows = [], text.windows_in_order(validation, c.block_size)
     trainer = Trainer(
         model, optimizer, text.Windows(train, c.block_size, c.seed), windows, c, rng, out, {},

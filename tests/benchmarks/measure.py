@@ -101,7 +101,7 @@ def ratio(turns, others):
 
 def cores():
     """The physical cores that a process may use, as minigpt counts them."""
-    code = "from minigpt.training.parallel import physical_cores; print(physical_cores())"
+    code = "from minigpt.training.processes import physical_cores; print(physical_cores())"
     return int(subprocess.check_output([sys.executable, "-c", code], cwd=ROOT))
 
 

@@ -15,7 +15,7 @@ from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.nn.presets import hugging_face_name
-from minigpt.training import parallel
+from minigpt.training import processes
 from minigpt.training.optim import AdamW, clip
 from tests.benchmarks import competitor
 from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
@@ -37,7 +37,7 @@ def do_without(name):
 
 def train(shape, batch, workers=1, definitions=False, without="", form="gpt2"):
     do_without(without)
-    parallel.run(workers, work, shape, batch, definitions, form)
+    processes.run(workers, work, shape, batch, definitions, form)
 
 
 def work(ranks, shape, batch, definitions, form):

@@ -7,7 +7,7 @@ from minigpt.nn.convolution import Conv
 from minigpt.nn.layers import Embedding, Linear
 from minigpt.nn.module import Module
 from minigpt.nn.recurrence import Recurrence
-from minigpt.training import parallel
+from minigpt.training import processes
 from tests.benchmarks import competitor, mini_gpt
 
 
@@ -56,4 +56,4 @@ def build(shape, form):
 
 def train(shape, batch, workers=1, form="lstm"):
     mini_gpt.do_without("")
-    parallel.run(workers, mini_gpt.work, shape, batch, False, form)
+    processes.run(workers, mini_gpt.work, shape, batch, False, form)

@@ -15,9 +15,9 @@ GPT2 = {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n
 LSTM = {"vocab_size": 65, "block_size": 64, "n_embd": 128, "n_hidden": 256}
 CNN = {"vocab_size": 10, "block_size": 784}
 RUNGS = {  # what each way to train adds to the code
-    "minigpt, definitions": "minigpt/engine/functional.py",
-    "minigpt, pairs": "minigpt/engine/fast_numpy.py",
-    "minigpt, workers": "minigpt/training/parallel.py",
+    "minigpt, definitions": ["minigpt/engine/functional.py"],
+    "minigpt, pairs": ["minigpt/engine/fast_numpy.py"],
+    "minigpt, workers": ["minigpt/training/parallel.py", "minigpt/training/processes.py"],
 }
 TORCH, FLOOR, HUGGING_FACE = "PyTorch eager", "matrix products alone", "Hugging Face"
 
@@ -33,9 +33,8 @@ def training(kinds, shape, batch, steps, rounds):
     rows = {n: {"ms": spread(sum(ms[n], [])), "ratio": ratio(ms[n], ms[TORCH])} for n in commands}
     for name, row in rows.items():
         row["tokens_per_s"] = 1000 * batch * shape["block_size"] / row["ms"][0]
-        row["lines"] = RUNGS.get(name) and len(
-            (measure.ROOT / RUNGS[name]).read_text().splitlines()
-        )
+        texts = [(measure.ROOT / file).read_text() for file in RUNGS.get(name, [])]
+        row["lines"] = sum(len(text.splitlines()) for text in texts) or None
         row["mb"] = None if name == FLOOR else measure.peak_mb(commands[name], 2 * steps)
     theirs, others = sum(losses[TORCH], []), (sum(losses[n], []) for n in rows if n != FLOOR)
     apart = max(abs(a - b) for ours in others for a, b in zip(ours, theirs, strict=True))

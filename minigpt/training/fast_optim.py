@@ -1,0 +1,87 @@
+"""Fast versions of the optimizers' steps, on NumPy and on CuPy arrays.
+
+Each does what the formula in optim.py or muon.py says, and is found there under its name. Deleting
+it changes the time and the last digits, because it rounds in another order.
+"""
+
+import math
+
+from minigpt.engine.arrays import module_of
+from minigpt.training.ranks import Alone
+
+
+def adamw_step(optimizer, rate, number):
+    """AdamW without a new array: the spent gradient serves as scratch.
+
+    0.8 M weights take 2.2 ms instead of 3.9, which is 4 % of a step of the 4x128 GPT.
+    g holds (1 - b1) g, then (1 - b2) g^2, then sqrt(v_hat) + eps, and at last the step itself. The
+    corrections of the moments are numbers, multiplied into what is multiplied anyway.
+    """
+    w, g = optimizer.flat.data, optimizer.flat.grad
+    m, v = optimizer.moments["m"], optimizer.moments["v"]
+    b1, b2 = optimizer.betas
+    xp = module_of(g)
+    g *= 1 - b1
+    m *= b1
+    m += g
+    g *= g
+    g *= (1 - b2) / (1 - b1) ** 2  # g^2 again, and its share in the mean
+    v *= b2
+    v += g
+    xp.sqrt(v, out=g)
+    g *= (1 - b2**number) ** -0.5
+    g += optimizer.eps
+    xp.divide(m, g, out=g)
+    g *= rate / (1 - b1**number)
+    w[: optimizer.flat.decayed] *= 1 - rate * optimizer.weight_decay
+    w -= g
+    g.fill(0)
+
+
+def muon_step(optimizer, rate, number):
+    """Muon whose matrices the ranks share out.
+
+    All ranks come with the same gradient. Each finds the directions of its own matrices, writes
+    them into its otherwise empty gradient, and all_reduce gives every rank the directions of all.
+    For the default model the formula takes 23 ms on two cores. With the `orthogonal` below it takes
+    16 ms, and N ranks divide these among them.
+    """
+    flat, m = optimizer.flat, optimizer.moments["momentum"]
+    optimizer.rest.step(rate, number)
+    w, g = flat.data[: flat.hidden], flat.grad[: flat.hidden]
+    m *= optimizer.momentum
+    m += g
+    ranks = flat.ranks or Alone()
+    largest_first = sorted(flat.matrices, key=lambda matrix: -math.prod(matrix[1]))
+    directions = []
+    for place, shape in largest_first[ranks.rank :: ranks.size]:
+        ahead = g[place] + optimizer.momentum * m[place]
+        directions.append((place, orthogonal(ahead.reshape(shape))))
+    g.fill(0)  # the directions that other ranks find are added
+    for place, x in directions:
+        scale = 0.2 * max(x.shape) ** 0.5 * rate
+        module_of(x).multiply(x.reshape(-1), scale, out=g[place])
+    ranks.all_reduce(flat.grad)
+    w *= 1 - rate * optimizer.weight_decay
+    w -= g
+    g.fill(0)
+
+
+def orthogonal(g, steps=5):
+    """muon.orthogonal with products of the short side's size: two thirds of the time.
+
+    One turn of the definition is x <- p x with p = a + b s + c s^2 and s = x x^T. All p and s are
+    polynomials of the first s: they are symmetric, and their order in a product does not matter.
+    So the next s is p x x^T p^T = s (p p^T), which needs no x. The product q of all p is applied to
+    x once, at the end. Small singular values lose digits, because s holds their squares.
+    """
+    x = g / ((g * g).sum() ** 0.5 + 1e-7)
+    x = x.T if len(g) > g.shape[1] else x
+    s, p, q = x @ x.T, None, None
+    for _ in range(steps):
+        s = s if p is None else s @ (p @ p.T)  # p = p^T, and of z z^T BLAS computes half
+        p = 2.0315 * (s @ s.T) - 4.7750 * s
+        p.reshape(-1)[:: len(p) + 1] += 3.4445  # on the diagonal
+        q = p if q is None else q @ p
+    x = q @ x
+    return x.T if len(g) > g.shape[1] else x

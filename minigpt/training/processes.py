@@ -1,0 +1,164 @@
+"""Starting the processes that train together, and making sure that none is left behind.
+
+Rank 0 is the process that the user started; it starts the others. Each of them may die at any time
+(of a lack of memory, of Ctrl-C, of a kill), and then all have to end. Two facts give this: a pipe
+tells its reader when the process at the other end is gone, and rank 0 kills its children at last.
+"""
+
+import multiprocessing
+import os
+import signal
+from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
+from pathlib import Path
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from minigpt.engine import device
+from minigpt.training.costs import CORE
+from minigpt.training.parallel import Process
+from minigpt.training.ranks import Alone
+
+
+def run(size, program, *args):
+    """Run program(ranks, *args) on `size` ranks -> what it returns on rank 0, this process.
+
+    The others are new processes: program and args must be picklable, and a script that calls this
+    must guard its own work with `if __name__ == "__main__":`. However the run ends, no rank stays.
+    Raises ChildProcessError if another rank dies or fails.
+    """
+    if size == 1:
+        return program(Alone(), *args)
+    pipes, children = [], []
+    try:
+        _start(size, pipes, children)
+        for pipe in pipes:
+            with suppress(OSError):  # this rank has died already: the first all_gather says so
+                pipe.send((program, args))
+        with threads(size):
+            return program(Process(0, size, pipes), *args)
+    finally:
+        for pipe in pipes:
+            pipe.close()  # a rank that waits for rank 0 gets an EOFError and ends
+        for child in children:
+            child.join(1)
+            child.kill()  # it may be in the middle of a long step
+            child.join()
+
+
+def _start(size, pipes, children):
+    """Start all ranks but 0, and add the ends of their pipes and the processes to the lists.
+
+    "spawn" begins with a fresh Python. The usual "fork" would copy this process without its
+    threads, and a lock that a thread of BLAS holds at that moment would never be released.
+    """
+    context = multiprocessing.get_context("spawn")
+    with _ctrl_c_waits():
+        for rank in range(1, size):
+            pipe, other = context.Pipe()
+            child = context.Process(target=_rank, args=(rank, size, other), daemon=True)
+            child.start()
+            children.append(child)
+            pipes.append(pipe)
+            # The child has its own copy of `other`. While this one were open, too, the pipe would
+            # not end with the child, and rank 0 would wait forever for a rank that has died.
+            other.close()
+
+
+@contextmanager
+def _ctrl_c_waits():
+    """Within the block Ctrl-C is only noted, and raised at its end; no process in it gets Ctrl-C.
+
+    A terminal sends Ctrl-C (the signal SIGINT) to all processes of a command at once. Rank 0 alone
+    shall answer, by saving and ending the others. But a new Python prints a traceback if the signal
+    comes before `_rank` has switched it off, and rank 0 would lose a half-started child.
+
+    So there are two measures. Here, a handler notes the signal. For the new processes, the signal
+    is blocked: they inherit the block, which lasts. Blocking alone would not do here, because other
+    threads of this process still receive the signal, and Python then runs the handler.
+    """
+    came = []
+    can_block = hasattr(signal, "pthread_sigmask")  # Windows cannot
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    if can_block:
+        # multiprocessing starts this helper with the first process, and unblocks SIGINT after it.
+        resource_tracker.ensure_running()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _rank(rank, size, pipe):
+    """What a process other than rank 0 does: it waits for the program and runs it.
+
+    It ends without a word when rank 0 is gone, and it sends rank 0 its own errors.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows has no block that it could inherit
+    device.keep_pages()  # each process has its own allocator to set
+    with suppress(EOFError, OSError):  # the pipe ends when rank 0 has ended
+        program, args = pipe.recv()
+        try:
+            with threads(size):
+                program(Process(rank, size, [pipe]), *args)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass  # rank 0 has ended in the middle of the program
+        except Exception as error:
+            pipe.send(ChildProcessError(repr(error)))  # as text: not every error can be pickled
+
+
+def threads(size):
+    """Within `with threads(size):` BLAS uses this rank's share of the cores.
+
+    By default every process would start as many threads as there are cores. Those of one rank would
+    then take the cores from another, and each product would wait for its slowest thread.
+    """
+    return threadpool_limits(max(1, physical_cores() // size), user_api="blas")
+
+
+def physical_cores():
+    """How many cores this process may use, where two hyperthreads are one core.
+
+    os.cpu_count() counts hyperthreads, which share the arithmetic units of their core, and the
+    cores of the whole machine, of which a container or a scheduler may grant only some. A process
+    too many only waits.
+    """
+    usable = range(os.cpu_count() or 1)
+    if hasattr(os, "sched_getaffinity"):  # Linux: the numbers that the scheduler grants
+        usable = os.sched_getaffinity(0)
+    cores = len(usable)
+    with suppress(OSError):  # Linux: hyperthreads of one core list the same siblings
+        place = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+        cores = len({Path(place.format(number)).read_text() for number in usable})
+    with suppress(OSError, ValueError):  # a container: "max" instead of a number means no limit
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def how_many(config, model):
+    """How many processes shall share a batch: as many as asked for, or as many as pay.
+
+    A GPU is one device, so one process drives it. On a CPU each further process costs a second to
+    start, and in every step 1 ms of waiting for the others and its own update of all weights. They
+    pay if a step and the whole run are long enough, which their FLOPs tell beforehand. Each process
+    needs its share of a batch to be busy with: 128 tokens, or 16 rows if an example is one token.
+    """
+    if model.library is not np:
+        return 1
+    if config.workers:
+        return config.workers
+    tokens = config.batch_size * config.block_size
+    step = tokens * model.flops_per_token()
+    whole = step * config.steps if config.steps else CORE * 60 * config.minutes
+    if step <= 5e8 or whole <= 1e12:  # a step of 10 ms, a run of 20 s on one core
+        return 1
+    windows = config.batch_size // config.accumulate  # a window is not divided
+    share = max(1, tokens // 128 or windows // 16)
+    return min(physical_cores(), windows, share)
