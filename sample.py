@@ -168,16 +168,16 @@ def examine(model, tokenizer, about):
 
 def classify(model, about, path):
     """Print the probability of each class for what is in the file, or the held-out report."""
-    from minigpt.datasets import tables
+    from minigpt.datasets import examples
     from minigpt.training.scores import held_out, probabilities
 
     run, e = about["config"], about["examples"]
     if path is None:
-        held = tables.load(run["data"][0], run["target"], run["seed"], FOLDER)
+        held = examples.load(run["data"][0], run["target"], run["seed"], FOLDER)
         if held.crc() != about["data"]:
             raise ValueError(f"{run['data'][0]}: not what this run has read; restore it")
         return print("\n".join(held_out(model, held)))
-    encoder = tables.encoder_from(e["encoder"])
+    encoder = examples.encoder_from(e["encoder"])
     p = probabilities(model, encoder.encode(path))
     for column, values in getattr(encoder, "unseen", {}).items():
         new = ", ".join(f"{value} ({n} rows)" for value, n in values.items())

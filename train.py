@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minigpt.datasets import text
+from minigpt.datasets import catalogue, text
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine import device
 from minigpt.engine.autograd import plain
@@ -98,11 +98,11 @@ def main(words=None):
         parser.error(f"{error}{room}")
 
 
-def tables():
+def examples():
     """The module, imported when there is something to classify: text does without."""
-    from minigpt.datasets import tables
+    from minigpt.datasets import examples
 
-    return tables
+    return examples
 
 
 def tasks():
@@ -154,7 +154,7 @@ def configure(resume, overwrite, given):
         raise ValueError(f"--out: expected a folder, {out} is a file; name another")
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
-    kind = "text" if run["data"] == text.NAMES else tables().kind(run["data"], given.get("target"))
+    kind = catalogue.kind(run["data"], given.get("target"))
     if kind not in ("text", "task") and run["model"].startswith(PAPERS):
         expected = "gpt, lstm, gru, rnn or conv for examples"
         raise ValueError(f"--model: expected {expected}, got {run['model']}")
@@ -307,7 +307,7 @@ class Sorting:
     def __init__(self, config):
         """Read or generate the examples; say how often the most frequent class would be right."""
         say("1 preprocess", f"{config.data[0]}: reading ...")
-        self.examples = e = tables().load(config.data[0], config.target, config.seed, CACHE)
+        self.examples = e = examples().load(config.data[0], config.target, config.seed, CACHE)
         (x, y), self.classes, self.uniform = e.train, len(e.classes), math.log(len(e.classes))
         self.crc = e.crc()
         shape = list(e.encoder.shape)
@@ -330,7 +330,9 @@ class Sorting:
         return self.examples.validation
 
     def stream(self, config):
-        return tables().Rows(*self.examples.train, config.seed, tables().VARY[self.examples.kind])
+        return examples().Rows(
+            *self.examples.train, config.seed, examples().VARY[self.examples.kind]
+        )
 
     def report(self, trainer, loss, best):
         """A line at an evaluation."""
@@ -504,8 +506,8 @@ def estimate(given):
     from minigpt.training import costs
 
     names = given.get("data", [])
-    kinds = {n: "task" if n.endswith(".tsv") else tables().NAMES.get(n, "text") for n in names}
-    if other := [n for n in names if kinds[n] not in ("text", "task") or n.endswith(".csv")]:
+    kinds = {name: catalogue.kind_of_word(name) or "text" for name in names}
+    if other := [name for name in names if kinds[name] not in ("text", "task")]:
         raise ValueError(f"--dry-run: expected a model of text, got {other[0]}; leave --data out")
     config = Config.fitted(kinds[names[0]] if names else "text", sized(given))
     c = gpt_config(config, given.get("vocab_size", presets.VOCABULARY))

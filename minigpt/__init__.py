@@ -26,9 +26,14 @@ datasets/bpe.py          byte-level BPE: frequent strings as tokens, GPT-2's fil
 datasets/tokenizers.py   text <-> ids
 datasets/stream.py       items in random order, each once per epoch
 datasets/text.py         corpora, windows, and what a model must beat
+datasets/splits.py       which images, sounds and rows are held out
 datasets/signals.py      images and sounds as arrays
+datasets/tables.py       CSV files, and their columns as numbers
+datasets/examples.py     examples for classifiers: images, sounds, rows of tables
+datasets/stories.py      a small world, its sentences, and questions about it
+datasets/numerals.py     numbers in English and Chinese
 datasets/tasks.py        questions and answers, numerals, pairs, as text
-datasets/tables.py       examples for classifiers: images, sounds, CSV files
+datasets/catalogue.py    which kind of data a word of --data names
 training/ranks.py        the interface of a rank: one of the processes that train together
 training/parallel.py     several processes that share each batch
 training/optim.py        Muon, AdamW, SGD, clipping, schedules
