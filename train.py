@@ -36,7 +36,7 @@ def main(words=None):
     resume, overwrite, dry = (given.pop(flag) for flag in ("resume", "overwrite", "dry_run"))
     try:
         if dry:
-            plan.dry_run(given)
+            plan.dry_run(given, processes.physical_cores())
         else:
             kind, config, saved = plan.configure(given, resume, overwrite)
             with plain() if config.plain else contextlib.nullcontext():
@@ -54,7 +54,7 @@ def six_steps(kind, config, saved):
     kind: of data; config: all options; saved: the checkpoint of a run to resume, or None.
     """
     library, where = device.select(config.device)
-    plan.refuse_what_does_not_fit(kind, config, library)
+    plan.refuse_what_does_not_fit(kind, config, library, processes.physical_cores())
 
     # 1 preprocess: texts, tables, images or sounds become arrays of numbers.
     application = application_class(kind)(config, CACHE)

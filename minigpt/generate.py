@@ -9,59 +9,90 @@ from minigpt.engine.autograd import bare
 def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):
     """Draw one id per row from softmax(logits / temperature).  logits (B, V) -> ids (B,), int32
 
-    temperature 0 takes the most likely id. top_k keeps the k most likely ids (Fan et al. 2018),
-    top_p the fewest whose probabilities reach p (Holtzman et al. 2020, section 3.1).
+    A temperature below 1 makes likely ids likelier, one above 1 makes all more alike; 0 takes the
+    most likely id, without a draw. top_k and top_p leave out unlikely ids, as `truncated` says.
     """
     if temperature == 0:
         return logits.argmax(-1).astype(np.int32)
-    p = np.exp((logits - logits.max(-1, keepdims=True)).astype(np.float64) / temperature)
+    shifted = (logits - logits.max(-1, keepdims=True)).astype(np.float64)  # e^x cannot overflow
+    p = np.exp(shifted / temperature)  # softmax but for its divisor: only proportions count here
     if top_k is not None or top_p is not None:
-        order = np.argsort(-p, axis=-1, kind="stable")  # most likely first
-        ranked = np.take_along_axis(p, order, -1)
-        ranked[:, top_k or p.shape[1] :] = 0
-        if top_p is not None:
-            before = np.cumsum(ranked, -1) - ranked  # what the more likely ids have together
-            ranked[before >= top_p * ranked.sum(-1, keepdims=True)] = 0
-        np.put_along_axis(p, order, ranked, -1)
-    sums = np.cumsum(p, -1)
-    total = sums[:, -1:]
-    drawn = np.minimum(rng.random(total.shape) * total, np.nextafter(total, 0))  # below, if rounded
-    return (sums <= drawn).sum(-1, dtype=np.int32)
+        p = truncated(p, top_k, top_p)
+    # Laid end to end, the p of a row cover the line from 0 to total. A point drawn on it lies in
+    # the stretch of some id, whose number is how many stretches end at or before the point.
+    ends = np.cumsum(p, -1)
+    total = ends[:, -1:]
+    point = rng.random(total.shape) * total
+    point = np.minimum(point, np.nextafter(total, 0))  # below total, even if the product is rounded
+    return (ends <= point).sum(-1, dtype=np.int32)
+
+
+def truncated(p, top_k, top_p):
+    """p (B, V) with 0 for ids that are not to be drawn; its rows need not sum to 1.
+
+    top_k keeps the k most likely ids (Fan et al. 2018). top_p keeps the most likely ids that
+    together have this share of what is left, as few as reach it (Holtzman et al. 2020, 3.1): few
+    where the model is sure, many where it is not.
+    """
+    order = np.argsort(-p, axis=-1, kind="stable")  # ids, the most likely first
+    ranked = np.take_along_axis(p, order, -1)
+    if top_k:
+        ranked[:, top_k:] = 0
+    if top_p is not None:
+        likelier = np.cumsum(ranked, -1) - ranked  # what the ids before each have together
+        ranked[likelier >= top_p * ranked.sum(-1, keepdims=True)] = 0
+    kept = np.empty_like(p)
+    np.put_along_axis(kept, order, ranked, -1)  # back in the order of ids
+    return kept
 
 
 def left_pad(prompts):
-    """A list of id arrays -> ids (B, T) with zeros in front, mask (B, T), None without padding"""
+    """Prompts of different lengths in one array, zeros in front of the shorter ones.
+
+    B id arrays -> ids (B, T), mask (B, T): 1 for a token, 0 for padding; None if there is none
+    """
     T = max(len(prompt) for prompt in prompts)
-    ids = np.stack([np.pad(prompt, (T - len(prompt), 0)) for prompt in prompts]).astype(np.int32)
-    mask = np.stack([np.arange(T) >= T - len(prompt) for prompt in prompts]).astype(np.int32)
+    ids = np.zeros((len(prompts), T), np.int32)
+    mask = np.zeros((len(prompts), T), np.int32)
+    for row, prompt in enumerate(prompts):
+        ids[row, T - len(prompt) :] = prompt
+        mask[row, T - len(prompt) :] = 1
     return ids, None if mask.all() else mask
 
 
 def generate(model, prompts, tokens, rng, **how):
     """Yield the next `tokens` ids (B,) of each of B prompts, drawn by choose(..., **how).
 
-    Each token is read once: the model's state remembers it. When block_size positions are full,
-    the last block_size // 2 are read again as if the text began there (in a ragged batch padding
-    fills positions too); of a longer prompt, the last block_size tokens are read.
+    The model reads each token once, because its state remembers it. When the block_size positions
+    of its context are full, it begins a new state with the last block_size // 2 ids, as if the text
+    began there; padding fills positions too. Of a longer prompt it reads the last block_size ids.
     """
     if not all(len(prompt) for prompt in prompts):
         raise ValueError("generate: expected prompts of at least one token, got an empty one")
-    size, xp = model.block_size, model.library
+    size = model.block_size
     ids, mask = left_pad([prompt[-size:] for prompt in prompts])
-    state, new = model.new_state(len(ids)), ids
+    state = model.new_state(len(ids))
+    unread = ids
     for _ in range(tokens):
-        if state.length + new.shape[1] > size:
-            state, new = model.new_state(len(ids)), ids[:, -max(1, size // 2) :]
-        chosen = choose(_read(model, new, mask, state, xp), rng, **how)
+        if state.length + unread.shape[1] > size:
+            state = model.new_state(len(ids))
+            unread = ids[:, -max(1, size // 2) :]
+        logits = next_logits(model, unread, mask, state)
+        chosen = choose(logits, rng, **how)
         yield chosen
-        new = chosen[:, None]
-        ids = np.concatenate([ids, new], axis=1)[:, -size:]
+        unread = chosen[:, None]
+        ids = np.concatenate([ids, unread], axis=1)[:, -size:]
         if mask is not None:
-            mask = np.concatenate([mask, np.ones_like(new)], axis=1)[:, -size:]
+            mask = np.concatenate([mask, np.ones_like(unread)], axis=1)[:, -size:]
 
 
-def _read(model, ids, mask, state, xp):
-    """Read ids into the state -> logits (B, V); the mode here does not reach generate's caller."""
+def next_logits(model, ids, mask, state):
+    """Read ids (B, T) into the state -> the prediction of what follows them, logits (B, V).
+
+    mask: of at least these ids, None without padding. The model computes with arrays alone, as no
+    gradient is needed; that mode ends before generate yields, so that its caller does not see it.
+    """
+    xp = model.library
     mask = None if mask is None else xp.asarray(mask[:, -ids.shape[1] :])
     with bare():
         logits, _ = model(xp.asarray(ids), mask, state)
@@ -69,14 +100,26 @@ def _read(model, ids, mask, state, xp):
 
 
 def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
-    """Yield the text that follows the prompt piece by piece, up to `stop` if that string comes."""
-    held, decode = "", tokenizer.decoder()  # held: decoded, but perhaps the beginning of stop
+    """Yield the text that follows the prompt piece by piece, up to `stop` if that string comes.
+
+    A piece is one token's text, unless its end may be the beginning of `stop`: that much is held
+    back until the next tokens show what it is.
+    """
+    held, decode = "", tokenizer.decoder()
     for ids in generate(model, [tokenizer.encode(prompt)], tokens, rng, **how):
         held += decode(ids)
         if stop and stop in held:
             yield held[: held.index(stop)]
             return
-        keep = max((n for n in range(len(stop)) if held.endswith(stop[:n])), default=0)
-        yield held[: len(held) - keep]
-        held = held[len(held) - keep :]
+        free = len(held) - overlap(held, stop)
+        yield held[:free]
+        held = held[free:]
     yield held + decode([], final=True)
+
+
+def overlap(text, stop):
+    """How many characters at the end of the text are the beginning of stop, but not all of it."""
+    for n in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:n]):
+            return n
+    return 0

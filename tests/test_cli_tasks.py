@@ -104,8 +104,8 @@ def test_the_first_loss_on_answers_is_about_the_printed_uniform(place, capsys):
 
 @pytest.mark.parametrize("data", ["qa", "translation"])
 def test_generated_tasks_train_answer_and_report(place, capsys, monkeypatch, data):
-    monkeypatch.setattr(tasks, "stories", partial(tasks.stories, sizes=(60, 10, 20)))
-    monkeypatch.setattr(tasks, "numerals", partial(tasks.numerals, each=100))
+    monkeypatch.setitem(tasks.TASKS, "qa", partial(tasks.stories, sizes=(60, 10, 20)))
+    monkeypatch.setitem(tasks.TASKS, "translation", partial(tasks.numerals, each=100))
     train.main(["--data", data, *FEW])
     printed = capsys.readouterr().out
     question = shlex.split(re.search(r"next: python (sample.py .*)", printed)[1])
@@ -121,7 +121,7 @@ def test_generated_tasks_train_answer_and_report(place, capsys, monkeypatch, dat
 
 def test_the_exact_answers_said_on_the_way_are_to_questions_of_all_lengths(place, monkeypatch):
     seen, whole = [], scores.exact
-    monkeypatch.setattr(tasks, "numerals", partial(tasks.numerals, each=100))
+    monkeypatch.setitem(tasks.TASKS, "translation", partial(tasks.numerals, each=100))
     for module in (answering, scores):  # the second for what is held out
         noting = lambda *given: seen.append(given[1:]) or whole(*given)  # noqa: E731
         monkeypatch.setattr(module, "exact", noting)

@@ -270,6 +270,13 @@ def test_witten_bell_equals_counting_with_dictionaries(seed):
     )  # contexts of six tokens were unseen, of none not
 
 
+def test_witten_bell_gives_the_example_of_its_docstring():
+    train, validation = np.array([0, 1, 0, 2, 0, 1]), np.array([0, 1])  # "abacab" goes on with "ab"
+    one, two = witten_bell(train, validation, 3)[:2]
+    assert one == pytest.approx(-(log(4 / 9) + log(1 / 3)) / 2)
+    assert two == pytest.approx(-(log((1 + 4 / 9) / (1 + 1)) + log(8 / 15)) / 2)  # a | b, b | a
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 9])
 def test_witten_bell_reads_texts_shorter_than_its_contexts(n):
     for seed in range(50):

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minigpt.datasets import signals, tables
-from minigpt.datasets.tables import Rows, TableEncoder
+from minigpt.datasets import catalogue, signals, splits, tables, tasks, text
+from minigpt.datasets.examples import EXAMPLES, VARY, Rows, encoder_from, load, shifted
+from minigpt.datasets.tables import TableEncoder
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 
@@ -39,26 +40,26 @@ def parts_of(examples):
     ],
 )
 def test_a_committed_table_has_the_rows_that_its_publisher_counts(name, counts):
-    parts = parts_of(tables.load(name, None, 0, DATA))
+    parts = parts_of(load(name, None, 0, DATA))
     assert np.bincount(np.concatenate([y for _, y in parts])).tolist() == counts
     assert all(x.dtype == np.float32 and y.dtype == np.int32 for x, y in parts)
 
 
 def test_malignant_and_bad_are_positive():
-    tumours, credit = (tables.load(name, None, 0, DATA) for name in ("tumours", "credit"))
+    tumours, credit = (load(name, None, 0, DATA) for name in ("tumours", "credit"))
     assert tumours.classes[tumours.positive] == "malignant" and tumours.groups is None
     assert credit.classes[credit.positive] == "bad"
 
 
 def test_neither_sex_nor_origin_is_an_input_of_credit():
-    encoder = tables.load("credit", None, 0, DATA).encoder
+    encoder = load("credit", None, 0, DATA).encoder
     names = [column["name"] for column in encoder.columns]
     assert len(names) == len(encoder.shape) == 18 and sum(encoder.shape) == 55
     assert not [name for name in names if "sex" in name or "foreign_worker" in name]
 
 
 def test_the_test_rows_of_credit_are_grouped_by_age():
-    examples = tables.load("credit", None, 0, DATA)
+    examples = load("credit", None, 0, DATA)
     names = [column["name"] for column in examples.encoder.columns]
     i = names.index("age_in_years")
     age, x = examples.encoder.columns[i], examples.test[0][:, sum(examples.encoder.shape[:i])]
@@ -70,7 +71,7 @@ def test_the_test_rows_of_credit_are_grouped_by_age():
 
 def test_the_last_digits_are_for_testing_and_those_before_for_validation():
     rows = np.loadtxt(gzip.open(DATA / "digits.csv.gz"), delimiter=",", dtype=np.float32)
-    examples, start = tables.load("digits", None, 0, DATA), 0
+    examples, start = load("digits", None, 0, DATA), 0
     mean, scale = rows[:1257, :64].mean(), rows[:1257, :64].std()
     for (x, y), n in zip(parts_of(examples), (1257, 180, 360), strict=True):
         images = rows[start : start + n, :64].reshape(n, 8, 8, 1)
@@ -113,7 +114,7 @@ def test_an_epoch_of_rows_is_every_example_once():
     "kind, shape", [("table", (7, 5)), ("image", (7, 4, 4, 1)), ("sound", (7, 60))]
 )
 def test_rows_resumed_at_any_position_give_the_same_batches(kind, shape):
-    x, vary = np.random.default_rng(0).random(shape, np.float32), tables.VARY[kind]
+    x, vary = np.random.default_rng(0).random(shape, np.float32), VARY[kind]
     undisturbed = Rows(x, np.arange(7), 3, vary)
     for _ in range(9):
         resumed = Rows(x, np.arange(7), 3, vary)
@@ -129,20 +130,20 @@ def test_shifted_images_equal_a_slow_loop():
     for n, i, j in np.ndindex(20, 5, 6):
         source = min(max(i - down[n], 0), 4), min(max(j - right[n], 0), 5)
         expected[n, i, j] = x[n][source]
-    np.testing.assert_array_equal(tables.shifted(x, np.random.default_rng(1)), expected)
+    np.testing.assert_array_equal(shifted(x, np.random.default_rng(1)), expected)
 
 
 def test_images_are_shifted_by_one_pixel_at_most_in_every_direction():
     x = np.zeros((1, 9, 9, 1))
     x[0, 4, 4] = 1
-    rows = Rows(x, np.zeros(1), seed=0, vary=tables.shifted)
+    rows = Rows(x, np.zeros(1), seed=0, vary=shifted)
     places = {tuple(np.argwhere(rows.batch(1)[0][0, :, :, 0])[0].tolist()) for _ in range(400)}
     assert places == {(i, j) for i in (3, 4, 5) for j in (3, 4, 5)}
 
 
 def test_each_batch_of_an_epoch_is_shifted_otherwise():
     x = np.broadcast_to(np.random.default_rng(0).random((9, 9, 1)), (60, 9, 9, 1))
-    rows = Rows(x, np.zeros(60), seed=0, vary=tables.shifted)
+    rows = Rows(x, np.zeros(60), seed=0, vary=shifted)
     batches = [rows.batch(12)[0].tobytes() for _ in range(10)]  # two epochs
     assert len(set(batches)) == 10
 
@@ -153,7 +154,7 @@ def test_each_batch_of_an_epoch_is_shifted_otherwise():
 @pytest.mark.parametrize("seed", range(3))
 def test_splits_are_disjoint_and_stratified(seed):
     y = np.repeat([0, 1, 2], [50, 20, 5])
-    parts = signals.split(np.random.default_rng(9).permutation(y), seed)
+    parts = splits.stratified(np.random.default_rng(9).permutation(y), seed)
     y = np.random.default_rng(9).permutation(y)
     assert sorted(np.concatenate(parts).tolist()) == list(range(75))
     counts = [np.bincount(y[places]).tolist() for places in parts]
@@ -162,8 +163,8 @@ def test_splits_are_disjoint_and_stratified(seed):
 
 def test_another_seed_splits_otherwise():
     y = np.zeros(50, int)
-    assert signals.split(y, 0)[0].tolist() != signals.split(y, 1)[0].tolist()
-    assert signals.split(y, 1)[0].tolist() == signals.split(y, 1)[0].tolist()
+    assert splits.stratified(y, 0)[0].tolist() != splits.stratified(y, 1)[0].tolist()
+    assert splits.stratified(y, 1)[0].tolist() == splits.stratified(y, 1)[0].tolist()
 
 
 def test_numbers_are_standardised_by_the_training_part_alone():
@@ -174,7 +175,7 @@ def test_numbers_are_standardised_by_the_training_part_alone():
 
 
 def test_the_training_part_of_a_table_has_mean_zero_and_variance_one_the_others_about():
-    train, *others = (x for x, _ in parts_of(tables.load("tumours", None, 0, DATA)))
+    train, *others = (x for x, _ in parts_of(load("tumours", None, 0, DATA)))
     np.testing.assert_allclose(train.mean(0), 0, atol=1e-5)  # float32
     np.testing.assert_allclose(train.std(0), 1, atol=1e-5)
     assert all(0.01 < np.abs(x.mean(0)).max() < 1 for x in others)
@@ -227,11 +228,11 @@ def test_cells_that_python_alone_takes_for_numbers_are_categories():
 
 def test_an_encoder_survives_json_and_reads_files(tmp_path):
     path = csv_of(tmp_path / "a.csv", 40)
-    examples = tables.load(path, "class", 0, DATA)
-    again = tables.encoder_from(json.loads(json.dumps(examples.encoder.config(), sort_keys=True)))
+    examples = load(path, "class", 0, DATA)
+    again = encoder_from(json.loads(json.dumps(examples.encoder.config(), sort_keys=True)))
     x = again.encode(path)  # the target and its column are left aside
     y = np.arange(40) % 2
-    places = signals.split(y, 0)
+    places = splits.stratified(y, 0)
     for part, (expected, classes) in zip(places, parts_of(examples), strict=True):
         np.testing.assert_array_equal(x[part], expected)
         assert classes.tolist() == y[part].tolist()
@@ -279,7 +280,7 @@ def test_a_bad_table_gives_one_line_that_names_it(tmp_path, content, words):
     path = tmp_path / "bad.csv"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=f"bad.csv: .*{words}|bad.csv: {words}") as raised:
-        tables.load(str(path), "class", 0, DATA)
+        load(str(path), "class", 0, DATA)
     assert "\n" not in str(raised.value)
 
 
@@ -297,12 +298,39 @@ def test_new_rows_need_the_columns_of_training(tmp_path):
 
 
 def test_names_and_paths_have_kinds(tmp_path):
-    kinds = [tables.kind([name], None) for name in ("digits", "sounds", "tumours", "credit")]
+    kinds = [catalogue.kind([name], None) for name in ("digits", "sounds", "tumours", "credit")]
     assert kinds == ["image", "sound", "table", "table"]
     path = csv_of(tmp_path / "a.csv")
-    assert tables.kind([path], "class") == "table"
-    assert tables.kind(["manual"], None) == tables.kind(["a.txt", "b.txt"], None) == "text"
-    assert tables.kind([str(tmp_path)], None) == "text"  # which then asks for files
+    assert catalogue.kind([path], "class") == "table"
+    assert catalogue.kind(["manual"], None) == catalogue.kind(["a.txt", "b.txt"], None) == "text"
+    assert catalogue.kind([str(tmp_path)], None) == "text"  # which then asks for files
+
+
+def test_a_word_alone_tells_its_kind_without_any_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["manual", "qa", "a.tsv", "sounds", "credit", "a.CSV", "a.txt", "folder"]
+    kinds = ["text", "task", "task", "sound", "table", "table", None, None]
+    assert [catalogue.kind_of_word(word) for word in words] == kinds
+
+
+def test_a_name_stands_in_one_table_only():
+    names = [*text.TEXTS, *tasks.TASKS, *EXAMPLES]
+    assert len(set(names)) == len(names)
+
+
+def test_a_line_in_its_table_names_a_text_or_a_task(monkeypatch):
+    monkeypatch.setitem(text.TEXTS, "mine", lambda cache: f"my text in {cache}")
+    monkeypatch.setitem(tasks.TASKS, "sums", lambda seed: tasks.Task([], [], [seed]))
+    assert (catalogue.kind(["mine"], None), catalogue.kind(["sums"], None)) == ("text", "task")
+    assert text.load(["mine"], "here") == "my text in here"
+    assert tasks.load("sums", 5).test == [5]
+
+
+def test_the_name_of_a_text_loads_no_other_kind_of_data():
+    code = "import sys; from minigpt.datasets.catalogue import kind; print(kind(['manual'], None), "
+    code += "*(m.rpartition('.')[2] for m in sys.modules if m.startswith('minigpt.datasets.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {"text", "catalogue", "stream"}
 
 
 @pytest.mark.parametrize(
@@ -319,33 +347,33 @@ def test_words_that_do_not_fit_give_one_line(tmp_path, monkeypatch, names, targe
     monkeypatch.chdir(tmp_path)
     csv_of(tmp_path / "a.csv")
     with pytest.raises(ValueError, match=words):
-        tables.kind(names, target)
+        catalogue.kind(names, target)
 
 
 def test_five_columns_at_most_are_offered_as_targets(tmp_path):
     (tmp_path / "a.csv").write_text("a,b,c,d,e,f\n1,2,3,4,5,6")
     with pytest.raises(ValueError, match="say of a, b, c, d, e$"):
-        tables.kind([str(tmp_path / "a.csv")], None)
+        catalogue.kind([str(tmp_path / "a.csv")], None)
 
 
 @pytest.mark.parametrize("name, words", [("digit", "digits"), ("tumors", "tumours")])
 def test_a_misspelt_name_offers_the_nearest(tmp_path, monkeypatch, name, words):
     monkeypatch.chdir(tmp_path)
-    for find in (lambda: tables.kind([name], None), lambda: tables.load(name, None, 0, DATA)):
+    for find in (lambda: catalogue.kind([name], None), lambda: load(name, None, 0, DATA)):
         with pytest.raises(FileNotFoundError, match=f"did you mean {words}"):
             find()
 
 
 def test_a_missing_table_is_not_found(tmp_path):
     with pytest.raises(FileNotFoundError, match="none.csv: .*check the path or use digits"):
-        tables.kind([str(tmp_path / "none.csv")], "class")
+        catalogue.kind([str(tmp_path / "none.csv")], "class")
 
 
 # sounds
 
 
 def test_pitches_that_are_tested_are_not_heard_in_training():
-    train, validation, test = (set(part) for part in signals.SEMITONES)
+    train, validation, test = (set(semitones) for _, semitones in splits.SOUNDS)
     assert not (train & validation or train & test or validation & test)
     assert train | validation | test == set(range(36))
 
@@ -353,11 +381,12 @@ def test_pitches_that_are_tested_are_not_heard_in_training():
 @pytest.mark.parametrize("part", range(3))
 def test_a_sine_sounds_at_a_pitch_of_its_part(part):
     overtones = signals.timbres()["sine"]
-    x = signals.tones(np.random.default_rng(0), 60, signals.SEMITONES[part], *overtones)
+    heard = splits.SOUNDS[part][1]
+    x = signals.tones(np.random.default_rng(0), 60, heard, *overtones)
     peak = np.abs(np.fft.rfft(x * np.hanning(4000), 32_000)).argmax(1) / 4  # Hz
     semitones = 12 * np.log2(peak / 110)
     assert np.abs(semitones - np.round(semitones)).max() < 0.2
-    assert set(np.round(semitones).astype(int).tolist()) <= set(signals.SEMITONES[part])
+    assert set(np.round(semitones).astype(int).tolist()) <= set(heard)
 
 
 @pytest.mark.parametrize("name", ["sawtooth", "square", "triangle"])
@@ -389,7 +418,7 @@ def test_sounds_are_the_same_for_a_seed_and_told_apart_by_their_spectra():
     assert [np.bincount(y).tolist() for _, y in parts] == [[300] * 5, [50] * 5, [100] * 5]
     (x, y), _, (x_test, y_test) = parts
     overtones = signals.timbres()["bell"]
-    first = signals.tones(np.random.default_rng(0), 300, signals.SEMITONES[0], *overtones)
+    first = signals.tones(np.random.default_rng(0), *splits.SOUNDS[0], *overtones)
     np.testing.assert_array_equal(x[:300], first)
     a, b = octaves(x), octaves(x_test)
     nearest = ((b[:, None] - a) ** 2).sum(2).argmin(1)
@@ -424,8 +453,8 @@ def test_mnists_files_give_their_images_the_last_tenth_for_validation(tmp_path, 
             path = tmp_path / name
             path.with_name(f"{name}.gz").write_bytes(gzip.compress(path.read_bytes()))
             path.unlink()
-    assert tables.kind([str(tmp_path)], None) == "image"
-    examples = tables.load(str(tmp_path), None, 0, DATA)
+    assert catalogue.kind([str(tmp_path)], None) == "image"
+    examples = load(str(tmp_path), None, 0, DATA)
     mean, scale = x[:18].mean(), x[:18].std()
     expected = (x[:18], y[:18]), (x[18:], y[18:]), (x_test, y_test)
     for (got, labels), (images, digits) in zip(parts_of(examples), expected, strict=True):
@@ -459,7 +488,7 @@ IMAGES, LABELS, TEST_IMAGES, TEST_LABELS = signals.MNIST
 def test_bad_idx_files_give_one_line(tmp_path, changes, words):
     write_mnist(tmp_path, changes)
     with pytest.raises(ValueError, match=words) as raised:
-        tables.load(str(tmp_path), None, 0, DATA)
+        load(str(tmp_path), None, 0, DATA)
     assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -490,8 +519,8 @@ def class_folders(folder, shape, classes=("cat", "dog"), n=5):
 )
 def test_a_folder_of_classes_gives_images_or_sounds(tmp_path, shape, kind, example):
     class_folders(tmp_path, shape)
-    assert tables.kind([str(tmp_path)], None) == kind
-    examples = tables.load(str(tmp_path), None, 0, DATA)
+    assert catalogue.kind([str(tmp_path)], None) == kind
+    examples = load(str(tmp_path), None, 0, DATA)
     assert (examples.kind, examples.classes, examples.positive) == (kind, ["cat", "dog"], 1)
     assert [len(y) for _, y in parts_of(examples)] == [6, 2, 2]
     for x, y in parts_of(examples):
@@ -543,7 +572,7 @@ def test_a_bad_file_in_a_folder_gives_one_line(tmp_path, name, write, words):
     path.parent.mkdir(exist_ok=True)
     write(path)
     with pytest.raises(ValueError, match=words) as raised:
-        tables.load(str(tmp_path), None, 0, DATA)
+        load(str(tmp_path), None, 0, DATA)
     assert str(tmp_path) in str(raised.value) and "\n" not in str(raised.value)
     assert name in str(raised.value) or "rat" in str(raised.value)
 
@@ -560,10 +589,10 @@ def test_an_array_that_claims_more_than_its_file_holds_takes_no_memory(tmp_path)
 
 def test_a_folder_without_classes_gives_one_line(tmp_path):
     with pytest.raises(ValueError, match="subfolders of .npy or .wav files, got none"):
-        tables.load(str(tmp_path), None, 0, DATA)
+        load(str(tmp_path), None, 0, DATA)
     class_folders(tmp_path, (4, 3), ["cat"])
     with pytest.raises(ValueError, match="two classes or more, got only cat"):
-        tables.load(str(tmp_path), None, 0, DATA)
+        load(str(tmp_path), None, 0, DATA)
 
 
 def test_sounds_of_two_rates_are_refused(tmp_path):
@@ -572,19 +601,19 @@ def test_sounds_of_two_rates_are_refused(tmp_path):
         for i in range(5):
             write_wav(tmp_path / name / f"{i}.wav", [1, 2, 3], rate)
     with pytest.raises(ValueError, match="b/0.wav: expected 8000 samples per second, got 16000"):
-        tables.load(str(tmp_path), None, 0, DATA)
+        load(str(tmp_path), None, 0, DATA)
 
 
 # new images and sounds
 
 
 def restored(examples):
-    return tables.encoder_from(json.loads(json.dumps(examples.encoder.config(), sort_keys=True)))
+    return encoder_from(json.loads(json.dumps(examples.encoder.config(), sort_keys=True)))
 
 
 def test_new_images_are_scaled_as_those_of_training(tmp_path):
     rows = np.loadtxt(gzip.open(DATA / "digits.csv.gz"), delimiter=",")[1437:1441, :64]
-    examples, images = tables.load("digits", None, 0, DATA), rows.reshape(4, 8, 8)
+    examples, images = load("digits", None, 0, DATA), rows.reshape(4, 8, 8)
     for raw, n in ((images, 4), (images[..., None], 4), (images[0], 1), (images[0, ..., None], 1)):
         np.save(tmp_path / "new.npy", raw)
         x = restored(examples).encode(tmp_path / "new.npy")
@@ -593,7 +622,7 @@ def test_new_images_are_scaled_as_those_of_training(tmp_path):
 
 def test_new_sounds_are_cut_or_continued_by_silence(tmp_path):
     class_folders(tmp_path, (9,))
-    encoder = restored(tables.load(str(tmp_path), None, 0, DATA))
+    encoder = restored(load(str(tmp_path), None, 0, DATA))
     for n in (5, 9, 12):
         np.save(tmp_path / "new.npy", np.ones((2, n)))
         expected = (np.pad(np.ones(n), (0, 9))[:9] - encoder.mean) / encoder.scale
@@ -601,12 +630,12 @@ def test_new_sounds_are_cut_or_continued_by_silence(tmp_path):
 
 
 def test_new_images_of_another_size_and_sounds_of_another_rate_are_refused(tmp_path):
-    images = tables.ArrayEncoder("image", (8, 8, 1), 0.0, 1.0, None)
+    images = signals.ArrayEncoder("image", (8, 8, 1), 0.0, 1.0, None)
     np.save(tmp_path / "new.npy", np.zeros((10, 10)))
     with pytest.raises(ValueError, match="new.npy: expected images of 8 x 8, got 10 x 10"):
         images.encode(tmp_path / "new.npy")
     write_wav(tmp_path / "new.wav", [1, 2, 3], 16_000)
-    sounds = tables.ArrayEncoder("sound", (3,), 0.0, 1.0, 8000)
+    sounds = signals.ArrayEncoder("sound", (3,), 0.0, 1.0, 8000)
     with pytest.raises(ValueError, match="new.wav: expected 8000 samples per second, got 16000"):
         sounds.encode(tmp_path / "new.wav")
     with pytest.raises(FileNotFoundError):

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from minigpt.applications.application import Application, model_shape
-from minigpt.datasets import tables
+from minigpt.datasets import examples
 from minigpt.messages import say
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.classifier import classifier
@@ -37,7 +37,7 @@ class Classifying(Application):
 
     def read(self):
         config = self.config
-        self.examples = tables.load(config.data[0], config.target, config.seed, self.folder)
+        self.examples = examples.load(config.data[0], config.target, config.seed, self.folder)
         return self.examples.crc()
 
     def build(self, rng):
@@ -52,7 +52,7 @@ class Classifying(Application):
         return self.examples.validation
 
     def stream(self):
-        return tables.Rows(*self.examples.train, self.config.seed, tables.VARY[self.kind])
+        return examples.Rows(*self.examples.train, self.config.seed, examples.VARY[self.kind])
 
     def validate(self, loss):
         say("5 validate", f"validation part: {loss:.4f} nats per example")
@@ -72,7 +72,7 @@ class Classifying(Application):
     def restore(cls, config, about, folder):
         self = cls(config, folder)
         self.kind, self.classes, self.crc = about["kind"], about["classes"], about["data"]
-        self.encoder = tables.encoder_from(about["encoder"])
+        self.encoder = examples.encoder_from(about["encoder"])
         return self
 
     def predict(self, model, path):

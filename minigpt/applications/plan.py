@@ -17,7 +17,6 @@ from minigpt.nn.presets import SIZES, VOCABULARY
 from minigpt.training import checkpoint, costs
 from minigpt.training.config import Config
 from minigpt.training.defaults import DEFAULTS
-from minigpt.training.processes import physical_cores
 
 # What may change when a run is resumed.
 FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}
@@ -130,11 +129,13 @@ def memory(model, optimizer):
     return costs.memory(sum(parts.values()), hidden, optimizer)
 
 
-def refuse_what_does_not_fit(kind, config, library):
-    """Raise ValueError if there are too many workers, or if weights, gradients and moments alone
-    exceed the memory of this machine."""
+def refuse_what_does_not_fit(kind, config, library, cores):
+    """Raise ValueError if this machine has too few cores or too little memory for the run.
+
+    Its memory must hold weights, gradients and moments; what a step needs besides comes on top.
+    """
     on_cpu = library is np
-    most = 4 * physical_cores() if on_cpu else 1
+    most = 4 * cores if on_cpu else 1
     if (config.workers or 1) > most:
         got = f"got {config.workers}; leave it out"
         raise ValueError(f"--workers: expected at most {most} here, {got}")
@@ -150,8 +151,11 @@ def refuse_what_does_not_fit(kind, config, library):
         raise ValueError(f"model: expected {fits}, got {scaled(need, BYTES)}; {remedy}")
 
 
-def dry_run(given):
-    """Say what the model of these options and its training would cost; nothing is read or built."""
+def dry_run(given, cores):
+    """Say what a model of text and its training would cost; nothing is read or built.
+
+    given: the options of the command line; cores: of this machine, to compare with.
+    """
     config = fitted(dry_kind(given.get("data", [])), given)
     vocab_size = given.get("vocab_size", VOCABULARY)
     model = outline(config, vocab_size)
@@ -178,19 +182,19 @@ def dry_run(given):
         cache = scaled(8 * config.n_layer * config.n_embd * config.block_size, BYTES)
         say("", f"{cache} of keys and values when sampling, at the end of a context")
     of_the_paper = config.model == "gpt3-175b" and given.keys().isdisjoint({*SHAPE, "vocab_size"})
-    say_the_price(per_token * costs.TOKENS, of_the_paper)
+    say_the_price(per_token * costs.TOKENS, of_the_paper, cores)
 
 
 def dry_kind(names):
     """The kind of data that a dry run counts for; raises ValueError if it is not text."""
-    kinds = {name: catalogue.named_kind(name) for name in names}
+    kinds = {name: catalogue.kind_of_word(name) or "text" for name in names}
     for name, kind in kinds.items():
         if kind not in ("text", "task"):
             raise ValueError(f"--dry-run: expected a model of text, got {name}; leave --data out")
     return kinds[names[0]] if names else "text"
 
 
-def say_the_price(flops, of_the_paper):
+def say_the_price(flops, of_the_paper, cores):
     """Say what a training of so many FLOPs costs, beside the paper's figure if it is GPT-3's own."""
     say("training", f"on {costs.TOKENS / 1e9:.0f} billion tokens, as GPT-3: {flops:.3g} FLOPs")
     if of_the_paper:
@@ -201,7 +205,6 @@ def say_the_price(flops, of_the_paper):
         name = f"{machines.count:,} {machines.name} at {machines.rate / 1e12:.1f} TFLOP/s"
         use = f"{figure(energy):>9} MWh {figure(carbon):>9} t CO2e"
         say("", f"  {name:<28} {scaled(seconds, TIMES):>15} {use}")
-    cores = physical_cores()
     name = f"{cores} cores here at {costs.CORE / 1e12:.2f} TFLOP/s"
     say("", f"  {name:<28} {scaled(flops / (cores * costs.CORE), TIMES):>15}")
     say("", f"V100: {costs.V100.watts} W with the rest of the machine, their speed with GPT-3")

@@ -1,7 +1,11 @@
 """Byte-level byte-pair encoding: frequent strings become tokens, and any text can be spelled.
 
-Text falls into words, words into the bytes of UTF-8; merges, in the order that training found, join
-neighbours in a word to one token.  Source: Sennrich et al. 2016, 3.2; Radford et al. 2019, 2.2.
+A text is cut into words, a word into the bytes of its UTF-8: these are the first 256 tokens.
+Training finds merges: the most frequent pair of neighbours becomes a token of its own, then the
+next, until the vocabulary is full. To encode a word, the same merges are made in the same order.
+With the merges l o and lo w, "lower" is low, e, r.
+
+Source: Sennrich et al. 2016, 3.2; of bytes: Radford et al. 2019 (GPT-2), 2.2.
 """
 
 import codecs
@@ -18,8 +22,8 @@ import numpy as np
 
 # Unicode's White_Space; Python's \s has \x1c to \x1f too, which GPT-2 takes for punctuation.
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# GPT-2's letter for each byte: itself if Latin-1 prints it, else the next from U+0100 on, so that
-# a file of tokens is text, in which white space separates: " th" is written \u0120th.
+# GPT-2's files write a token as text in which white space separates. So each byte has a visible
+# letter: itself if Latin-1 prints it, else the next one from U+0100 on. " th" is written \u0120th.
 HIDDEN = [*range(33), *range(127, 161), 173]
 LETTERS = [chr(256 + HIDDEN.index(b) if b in HIDDEN else b) for b in range(256)]
 
@@ -28,8 +32,9 @@ LETTERS = [chr(256 + HIDDEN.index(b) if b in HIDDEN else b) for b in range(256)]
 def pattern(end):
     r"""GPT-2's pattern of a word, for text of code points below `end`.
 
-    `re` lacks \p{L} and \p{N}: they become ranges, in 0.02 s for 65,536 code points, 0.3 s for
-    all. Letters that this Python's Unicode does not have yet count as punctuation.
+    `re` lacks \p{L} and \p{N}, any letter and any digit: they become ranges of code points, in
+    0.02 s for 65,536 of them, 0.3 s for all. Letters that this Python's Unicode does not have yet
+    count as punctuation.
     """
     ranges = {"L": "", "N": ""}
     for kind, run in groupby(range(end), lambda c: unicodedata.category(chr(c))[0]):
@@ -45,61 +50,90 @@ def pattern(end):
 
 def words(text):
     """text -> its words, which together are the text: I've  two! -> I, 've, a space, " two", !"""
-    beyond = re.search("[\U00010000-\U0010ffff]", text)  # their ranges are tried one by one: 4 MB/s
-    return pattern(0x110000 if beyond else 0x10000).findall(text)  # instead of 14
+    # Most texts need the first 65,536 code points only, whose pattern reads 14 MB/s; all: 4 MB/s.
+    beyond = re.search("[\U00010000-\U0010ffff]", text)
+    return pattern(0x110000 if beyond else 0x10000).findall(text)
 
 
 def utf8(word):
-    """The bytes of a word; of a lone surrogate, a command line's stray byte, three."""
+    """The bytes of a word. A lone surrogate, a command line's stray byte, has three."""
     return word.encode("utf-8", "surrogatepass")
+
+
+class Pairs:
+    """The pairs of neighbours in all words: how often each occurs, and in which words.
+
+    A word is spelled with one character per token, chr(id), so that str.replace can join a pair.
+    """
+
+    def __init__(self, counted):
+        """counted: {word: how often}"""
+        self.spelled = [utf8(word).decode("latin-1") for word in counted]
+        self.times = list(counted.values())
+        self.counts = Counter()
+        self.where = defaultdict(set)  # pair: words that hold it, or did so before a merge
+        for i in range(len(self.spelled)):
+            self.count(i, 1)
+
+    def count(self, i, sign):
+        """Count the pairs of word i (sign 1), or take them back (-1)."""
+        for pair in pairwise(self.spelled[i]):
+            self.counts[pair] += sign * self.times[i]
+            self.where[pair].add(i)
+
+    def join(self, pair, new):
+        """Write `new` for the pair in all words, left first -> the pairs that hold `new`."""
+        made = set()
+        for i in self.where.pop(pair):
+            self.count(i, -1)
+            self.spelled[i] = self.spelled[i].replace("".join(pair), new)
+            self.count(i, 1)
+            made.update(p for p in pairwise(self.spelled[i]) if new in p)
+        return made
 
 
 def learn(counted, most):
     """{word: how often} -> at most `most` merges (left id, right id); merge k makes 256 + k.
 
-    The most frequent pair is next, of equals the one of smaller ids, left first; none that occurs
-    once. Only words that hold it are counted anew: 1 MB and 4,096 merges take 1 to 2 s.
+    The most frequent pair is merged next, of equally frequent ones that of smaller ids; none that
+    occurs only once. Only words that hold the pair are counted anew: 1 MB and 4,096 merges take 1
+    to 2 s.
     """
-    spelled = [utf8(word).decode("latin-1") for word in counted]  # a character for each id
-    times, counts, where = list(counted.values()), Counter(), defaultdict(set)
-
-    def count(i, sign):
-        for pair in pairwise(spelled[i]):
-            counts[pair] += sign * times[i]
-            where[pair].add(i)  # stays when the pair goes: costs a look, changes no count
-
-    for i in range(len(spelled)):
-        count(i, 1)
-    queue, merges = sorted((-n, pair) for pair, n in counts.items()), []  # sorted: a heap
+    pairs, merges = Pairs(counted), []
+    # A heap gives its smallest entry first: by -count, the most frequent pair. Sorted is a heap.
+    queue = sorted((-n, pair) for pair, n in pairs.counts.items())
     while queue and len(merges) < most:
-        n, pair = heapq.heappop(queue)
-        if -n > counts[pair]:  # pairs without the newest token only lose: correct it now
-            heapq.heappush(queue, (-counts[pair], pair))
-        elif -n > 1:
-            new, touched = chr(256 + len(merges)), where.pop(pair)
+        minus_n, pair = heapq.heappop(queue)
+        now = pairs.counts[pair]
+        if -minus_n > now:
+            # Merges since then took some of its neighbours. A count of older tokens only falls, so
+            # it is enough to correct an entry when it comes first.
+            heapq.heappush(queue, (-now, pair))
+        elif now > 1:
+            new = chr(256 + len(merges))
             merges.append((ord(pair[0]), ord(pair[1])))
-            for i in touched:
-                count(i, -1)
-                spelled[i] = spelled[i].replace("".join(pair), new)
-                count(i, 1)
-            for p in {p for i in touched for p in pairwise(spelled[i]) if new in p}:
-                heapq.heappush(queue, (-counts[p], p))
+            for made in pairs.join(pair, new):
+                heapq.heappush(queue, (-pairs.counts[made], made))
     return merges
 
 
 class BPETokenizer:
     """vocab: the token of each id; merges: "left right" in their order; both in LETTERS.
 
-    A token of no merge is special: encode never makes it, and it decodes to itself.
+    A token that no merge makes and that is no byte is special: encode never gives it, and it
+    decodes to itself.
     Raises ValueError, naming `file` and line, if vocab lacks a byte or a merge's tokens.
     """
 
     def __init__(self, vocab, merges, file="merges"):
         self.vocab, self.vocab_size, self.merges = list(vocab), len(vocab), []
-        ids, byte = ({key: i for i, key in enumerate(keys)} for keys in (vocab, LETTERS))
-        self._ranks, self._made, used = {}, [], set(LETTERS)
+        ids = {token: i for i, token in enumerate(vocab)}
+        byte = {letter: i for i, letter in enumerate(LETTERS)}
+        used = set(LETTERS)  # tokens that are not special
         if lost := used - ids.keys():
             raise ValueError(f"{file}: expected all bytes in vocab, got no {min(lost)!r}; add it")
+        self._ranks = {}  # (left id, right id): the place of the merge in the order
+        self._made = []  # the id that each merge makes
         for number, line in enumerate(merges, 1):
             if line.startswith("#version"):  # the head of a file; no word mixes # and letters
                 continue
@@ -112,9 +146,11 @@ class BPETokenizer:
             self._made.append(ids[left + right])
             self.merges.append(line)
             used |= tokens
-        self._alphabet = [ids[letter] for letter in LETTERS]
-        self._bytes = [bytes(map(byte.get, t)) if t in used else utf8(t) for t in vocab]
-        self._spelled = {}  # word -> its ids, as the bytes of an int32 array: grows with the words
+        self._alphabet = [ids[letter] for letter in LETTERS]  # the id of each byte
+        self._bytes = []  # of each id
+        for token in vocab:
+            self._bytes.append(bytes(map(byte.get, token)) if token in used else utf8(token))
+        self._spelled = {}  # word: its ids, as the bytes of an int32 array; grows with the words
 
     @classmethod
     def train(cls, text, vocab_size):
@@ -157,20 +193,33 @@ class BPETokenizer:
         return np.frombuffer(bytearray().join(map(self._spelled.get, found)), np.int32)
 
     def _spell(self, word):
-        """The ids of one word: the earliest merge that fits, leftmost first, again, in n log n."""
-        ids, ranks = [*(self._alphabet[b] for b in utf8(word)), None], self._ranks
-        n = len(ids)  # None, at n - 1 and so at -1, is the neighbour of both ends
-        before, after = list(range(-1, n - 1)), list(range(1, n + 1))
-        queue = sorted(ranks[pair] * n + i for i, pair in enumerate(pairwise(ids)) if pair in ranks)
+        """The ids of one word: of the merges that fit the earliest is made, leftmost first, and so
+        on until none fits.
+
+        Looking through the word again after each merge would take n^2 steps. Instead a heap holds
+        the pairs that can be merged, and each token knows its neighbours: n log n.
+        """
+        ids = [self._alphabet[byte] for byte in utf8(word)]
+        ids.append(None)  # no token: the neighbour of both ends, as the last place is also place -1
+        before = list(range(-1, len(ids) - 1))  # the place of the left neighbour of each place
+        after = list(range(1, len(ids) + 1))
+        queue = []  # (rank of the merge, place of its left token)
+        for i, pair in enumerate(pairwise(ids)):
+            if pair in self._ranks:
+                queue.append((self._ranks[pair], i))
+        heapq.heapify(queue)
         while queue:
-            rank, i = divmod(heapq.heappop(queue), n)  # as they were packed: rank * n + i
+            rank, i = heapq.heappop(queue)
             j = after[i]
-            if ranks.get((ids[i], ids[j])) == rank:  # else one has been joined to another
-                ids[i], ids[j], after[i] = self._made[rank], None, after[j]
-                before[after[i]] = i
-                for left, right in (before[i], i), (i, after[i]):
-                    if (pair := (ids[left], ids[right])) in ranks:
-                        heapq.heappush(queue, ranks[pair] * n + left)
+            if self._ranks.get((ids[i], ids[j])) != rank:
+                continue  # one of the two has become part of another token meanwhile
+            ids[i], ids[j] = self._made[rank], None  # the new token stands at i, nothing at j
+            after[i] = after[j]
+            before[after[i]] = i
+            for left, right in (before[i], i), (i, after[i]):
+                pair = ids[left], ids[right]
+                if pair in self._ranks:
+                    heapq.heappush(queue, (self._ranks[pair], left))
         return [i for i in ids if i is not None]
 
     def decode_bytes(self, ids):
@@ -178,11 +227,14 @@ class BPETokenizer:
         return b"".join([self._bytes[i] for i in np.asarray(ids, int).tolist()])
 
     def decode(self, ids):
-        """ids (N,) -> text; U+FFFD where bytes are no UTF-8, so thrice for a lone surrogate."""
+        """ids (N,) -> text; U+FFFD where bytes are no UTF-8, three for a lone surrogate."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decoder(self):
-        """A function (ids, final=False) -> the text that is complete; the rest waits for more."""
+        """A function (ids, final=False) -> the text that these ids complete.
+
+        Tokens may split a character. Its first bytes wait until the last one comes, or until final.
+        """
         read = codecs.getincrementaldecoder("utf-8")("replace").decode
         return lambda ids, final=False: read(self.decode_bytes(ids), final)
 

@@ -1,7 +1,8 @@
 """Images and sounds as arrays: generated, MNIST's files, folders of .npy and .wav files.
 
-What gives examples returns (kind, classes, parts, rate): parts are training, validation and test,
-each x, images (N, Y, X, C) or sounds (N, T), and y (N,) int32; rate in samples per second or None.
+A function that gives examples returns (kind, classes, parts, rate). kind is "image" or "sound".
+parts are training, validation and test, each a pair x, y: images x (N, Y, X, C) or sounds x (N, T),
+and the class of each as y (N,) int32. rate is the samples per second of sounds, or None.
 """
 
 import gzip
@@ -11,12 +12,12 @@ from math import pi, prod
 
 import numpy as np
 
+from minigpt.datasets import splits
 from minigpt.messages import check
 
-MNIST = [f"{a}-{b}-ubyte" for a in ("train", "t10k") for b in ("images-idx3", "labels-idx1")]
+IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
+MNIST = [f"train-{IMAGES}", f"train-{LABELS}", f"t10k-{IMAGES}", f"t10k-{LABELS}"]
 RATE, SAMPLES = 8000, 4000  # of a generated sound: per second, in all
-# above 110 Hz, over three octaves: what is tested was not heard in training
-SEMITONES = [[s for s in range(36) if s % 5 in rests] for rests in ((0, 1, 3), (2,), (4,))]
 
 
 def labels(names, where):
@@ -28,25 +29,23 @@ def labels(names, where):
     return classes.tolist(), y.astype(np.int32)
 
 
-def split(y, seed):
-    """y (N,) -> places of training, validation, test: 60, 20 and 20 % of each class at random."""
-    rng, classes = np.random.default_rng(seed), []
-    for k in np.unique(y):
-        places = rng.permutation(np.flatnonzero(y == k))
-        classes.append(np.split(places, [len(places) * 3 // 5, len(places) * 4 // 5]))
-    return [np.sort(np.concatenate(part)) for part in zip(*classes, strict=True)]
-
-
 def digits(path):
-    """The committed digits; the last 360 are for testing, the 180 before for validation."""
+    """The handwritten digits that data/ keeps: 64 pixels and the digit in each row."""
     rows = np.loadtxt(path, np.float32, delimiter=",")
     x, y = rows[:, :64].reshape(-1, 8, 8, 1), rows[:, 64].astype(np.int32)
-    parts = slice(1257), slice(1257, 1437), slice(1437, None)
-    return "image", list("0123456789"), [(x[part], y[part]) for part in parts], None
+    return "image", list("0123456789"), [(x[part], y[part]) for part in splits.DIGITS], None
+
+
+# generated sounds
 
 
 def timbres():
-    """{name: overtones}: frequencies over the pitch, amplitudes, damping (1/s) per frequency."""
+    """What distinguishes five instruments: {name: (ratios, amplitudes, damping)}.
+
+    A tone is a sum of sines, its partials. ratios are their frequencies, divided by the pitch;
+    amplitudes say how loud each begins; damping (1/s) how fast it fades, times its ratio. The first
+    36 terms of a Fourier series approximate a sawtooth, a square and a triangle.
+    """
     every, odd = np.arange(1, 37), np.arange(1, 37, 2)
     bar = np.array([1, 2.76, 5.40, 8.93])  # of a struck bar, whose ends are free
     return {
@@ -60,58 +59,86 @@ def timbres():
 
 def sounds(seed):
     """Half seconds of five timbres: 1,500 for training, 250 for validation, 500 for testing."""
-    rng, parts, kinds = np.random.default_rng(seed), [], timbres()
-    for n, semitones in zip((300, 50, 100), SEMITONES, strict=True):
-        x = [tones(rng, n, semitones, *overtones) for overtones in kinds.values()]
-        parts.append((np.concatenate(x), np.repeat(np.arange(5, dtype=np.int32), n)))
-    return "sound", list(kinds), parts, RATE
+    rng, parts, instruments = np.random.default_rng(seed), [], timbres()
+    for n, semitones in splits.SOUNDS:
+        x = [tones(rng, n, semitones, *timbre) for timbre in instruments.values()]
+        y = np.repeat(np.arange(len(instruments), dtype=np.int32), n)
+        parts.append((np.concatenate(x), y))
+    return "sound", list(instruments), parts, RATE
 
 
 def tones(rng, n, semitones, ratios, amplitudes, damping):
-    """n sounds (n, T) of one timbre: pitch, phase, attack, decay, loudness and noise at random."""
+    """n sounds of one timbre -> (n, T) float32.
+
+    Pitch, phase, attack, decay, loudness and noise of each are random: a classifier must not be
+    able to go by them. Only the proportions of the partials tell the timbre.
+    """
 
     def draw(low, high):
+        """A random number for each sound (n, 1)"""
         return rng.uniform(low, high, (n, 1)).astype(np.float32)
 
     t = np.arange(SAMPLES, dtype=np.float32) / RATE  # s
-    pitch = np.sort(110 * 2 ** (rng.choice(semitones, n) / 12))  # Hz; the low ones first
-    cycles = pitch[:, None].astype(np.float32) * t + draw(0, 1)
+    pitch = 110 * 2 ** (rng.choice(semitones, n) / 12)  # Hz: 12 semitones double it
+    pitch = np.sort(pitch)  # so that the sounds which have a given partial come first
+    cycles = pitch[:, None].astype(np.float32) * t + draw(0, 1)  # periods since a random phase
     x = np.zeros_like(cycles)
     for ratio, amplitude in zip(ratios, amplitudes, strict=True):
-        heard = np.searchsorted(pitch, RATE / 2 / ratio)  # above half the rate tones fold back
+        # Samples cannot hold frequencies above half their rate (they would sound as lower ones),
+        # so only pitches below RATE / 2 / ratio have this partial.
+        below = np.searchsorted(pitch, RATE / 2 / ratio)
         envelope = (amplitude * np.exp(-damping * ratio * t)).astype(np.float32)
-        x[:heard] += envelope * np.sin(2 * pi * float(ratio) * cycles[:heard])
-    x /= x.std(1, keepdims=True)  # loudness tells nothing
-    x *= np.minimum(1, t / draw(0.005, 0.1)) * np.exp(-t * draw(0, 6))
-    x += draw(0.02, 0.3) * rng.standard_normal(x.shape, np.float32)
+        x[:below] += envelope * np.sin(2 * pi * float(ratio) * cycles[:below])
+    x /= x.std(1, keepdims=True)  # all timbres are equally loud
+    attack, decay = np.minimum(1, t / draw(0.005, 0.1)), np.exp(-t * draw(0, 6))
+    x *= attack * decay
+    x += draw(0.02, 0.3) * rng.standard_normal(x.shape, np.float32)  # noise
     return draw(0.2, 1) * x
 
 
+# MNIST's files
+
+
 def mnist_files(folder):
-    """{name: path} of MNIST's four files, plain or .gz, as far as they are in the folder."""
-    paths = [(name, folder / (name + end)) for end in (".gz", "") for name in MNIST]
-    return {name: path for name, path in paths if path.exists()}
+    """{name: path} of those of MNIST's four files that the folder has, plain or as .gz."""
+    files = {}
+    for name in MNIST:
+        for path in (folder / name, folder / f"{name}.gz"):  # the plain one, if there are both
+            if path.exists():
+                files.setdefault(name, path)
+    return files
 
 
 def mnist(folder):
-    """MNIST or its like; validation = the last 10 % of the training images."""
+    """MNIST, or data in its format."""
     files = mnist_files(folder)
     lacking = ", ".join(name for name in MNIST if name not in files)
     check(not lacking, folder, "MNIST's four files", f"no {lacking}", "add what is absent")
-    x, y, x_test, y_test = (read_idx(files[name], 1 + 2 * ("images" in name)) for name in MNIST)
-    for images, truth, path in ((x, y, files[MNIST[1]]), (x_test, y_test, files[MNIST[3]])):
-        n = len(truth)
-        check(n == len(images), path, f"{len(images)} labels", n, "take files of one set")
-        check(truth.max() < 10, path, "labels from 0 to 9", truth.max(), "take MNIST's like")
-    size, size_test = (" x ".join(map(str, images.shape[1:])) for images in (x, x_test))
-    check(size == size_test, files[MNIST[2]], f"images of {size}", size_test, "make them equal")
-    n = len(x) * 9 // 10
-    parts = (x[:n], y[:n]), (x[n:], y[n:]), (x_test, y_test)
-    return "image", list("0123456789"), [(x[..., None], y.astype(np.int32)) for x, y in parts], None
+    images, truth, test_images, test_truth = (files[name] for name in MNIST)
+    x, y = read_idx(images, 3), read_idx(truth, 1)
+    x_test, y_test = read_idx(test_images, 3), read_idx(test_truth, 1)
+    check_labels(truth, y, len(x))
+    check_labels(test_truth, y_test, len(x_test))
+    size, size_test = (" x ".join(map(str, array.shape[1:])) for array in (x, x_test))
+    check(size == size_test, test_images, f"images of {size}", size_test, "make them equal")
+    x, x_test = x[..., None], x_test[..., None]
+    y, y_test = y.astype(np.int32), y_test.astype(np.int32)
+    parts = [(x[part], y[part]) for part in splits.last_tenth(len(x))]
+    return "image", list("0123456789"), [*parts, (x_test, y_test)], None
+
+
+def check_labels(path, y, n):
+    """Raise ValueError unless the file's labels y are n digits."""
+    check(len(y) == n, path, f"{n} labels", len(y), "take files of one set")
+    check(y.max() < 10, path, "labels from 0 to 9", y.max(), "take MNIST's like")
 
 
 def read_idx(path, axes):
-    """Bytes of 1 or 3 axes: 0, 0, 8, the number of axes, each length as big-endian uint32, data."""
+    """An idx file of bytes with 1 or 3 axes -> uint8.
+
+    It begins with the bytes 0, 0, 8 (their type) and the number of axes. The length of each axis
+    follows as a big-endian uint32, then the data.
+    """
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -125,6 +152,9 @@ def read_idx(path, axes):
     got = f"{len(raw)} bytes"
     check(len(raw) == size > start, path, f"{size} bytes for {shape}", got, "copy it again")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+
+
+# folders of .npy and .wav files
 
 
 def class_files(folder):
@@ -148,12 +178,14 @@ def class_folder(folder, seed):
         check(x.shape == shape, path, f"shape {shape} as in {files[0]}", x.shape, "make them equal")
         check(rate == rates[0], path, f"{rates[0]} samples per second", rate, "make them equal")
     x = np.stack(arrays)
-    x = x[..., None] if x.ndim == 3 else x
-    return kind, classes, [(x[places], y[places]) for places in split(y, seed)], rates[0]
+    if x.ndim == 3:  # images without channels: one
+        x = x[..., None]
+    parts = [(x[places], y[places]) for places in splits.stratified(y, seed)]
+    return kind, classes, parts, rates[0]
 
 
 def kind_of(x):
-    """Of one example's array: one axis is a sound."""
+    """The kind of one example's array: one axis is a sound, more are an image."""
     return "sound" if x.ndim == 1 else "image"
 
 
@@ -164,18 +196,13 @@ def fitted(x, length):
 
 
 def read_array(path):
-    """A .npy or .wav file -> its array float32, stereo averaged, and its rate or None."""
-    rate = None
+    """A .npy or .wav file -> its numbers as float32, and its samples per second or None.
+
+    Raises ValueError if there is no such array in the file, or if a number is not finite.
+    """
+    is_wav = str(path).lower().endswith(".wav")
     try:
-        if str(path).lower().endswith(".wav"):
-            with wave.open(str(path), "rb") as f:
-                channels, width, rate, n = f.getparams()[:4]
-                raw = f.readframes(n)
-            form, zero, one = {1: ("u1", 128, 128), 2: ("<i2", 0, 32768)}[width]
-            x = np.frombuffer(raw, form).reshape(-1, channels).mean(1, np.float32)
-            x = (x - zero) / one
-        else:  # mapped: the file is as large as its head says before memory is taken; no pickles
-            x = np.lib.format.open_memmap(path, mode="r").astype(np.float32, casting="same_kind")
+        x, rate = read_wav(path) if is_wav else (read_npy(path), None)
     except (EOFError, TypeError, ValueError, KeyError, wave.Error) as e:
         form = "numbers in .npy, or 8 or 16 bits in .wav"
         raise ValueError(f"{path}: expected {form}, got {e!r}; convert it") from None
@@ -184,8 +211,31 @@ def read_array(path):
     return x, rate
 
 
+def read_npy(path):
+    """A .npy file of numbers -> float32.
+
+    It is mapped into memory first, which fails if the file is shorter than its head says: so no
+    memory is taken for a false head, and nothing pickled is run.
+    """
+    return np.lib.format.open_memmap(path, mode="r").astype(np.float32, casting="same_kind")
+
+
+def read_wav(path):
+    """A .wav file -> its samples (T,) in [-1, 1), the mean of its channels, and their rate."""
+    with wave.open(str(path), "rb") as f:
+        channels, width, rate, n = f.getparams()[:4]
+        raw = f.readframes(n)
+    # width, in bytes: 1 is unsigned, with silence at 128; 2 is signed.
+    form, silence, loudest = {1: ("u1", 128, 128), 2: ("<i2", 0, 32768)}[width]
+    x = np.frombuffer(raw, form).reshape(-1, channels).mean(1, np.float32)
+    return (x - silence) / loudest, rate
+
+
 class ArrayEncoder:
-    """x = (raw - mean) / scale, two numbers of the training part, for images and sounds."""
+    """Raw images and sounds -> what a model reads: x = (raw - mean) / scale.
+
+    mean and scale are two numbers, those of the whole training part.
+    """
 
     def __init__(self, kind, shape, mean, scale, rate):
         self.kind, self.shape, self.mean, self.scale = kind, tuple(shape), mean, scale
@@ -193,7 +243,7 @@ class ArrayEncoder:
 
     @classmethod
     def fit(cls, kind, raw, rate):
-        """raw (N, *shape), the training part"""
+        """The encoder of a training part, raw (N, *shape)."""
         raw = raw.astype(np.float32)
         return cls(kind, raw.shape[1:], float(raw.mean()), float(raw.std()) or 1.0, rate)
 
@@ -208,11 +258,14 @@ class ArrayEncoder:
             right = rate in (self.rate, None)
             check(right, path, f"{self.rate} samples per second", rate, "convert it")
             raw = fitted(raw, *self.shape)
-        shape = self.shape[:2] if self.shape[2:] == (1,) and raw.shape[-1:] != (1,) else self.shape
+        shape = self.shape
+        if shape[2:] == (1,) and raw.shape[-1:] != (1,):
+            shape = shape[:2]  # the one channel of images may be left out
         wanted = f"{self.kind}s of {' x '.join(map(str, shape))}"
-        right = raw.shape in (shape, (*raw.shape[:1], *shape))
+        right = raw.shape == shape or raw.shape[1:] == shape
         check(right, path, wanted, " x ".join(map(str, raw.shape)), "convert it")
         return self.scaled(raw.reshape(-1, *self.shape))
 
     def config(self):
+        """What examples.encoder_from makes the same encoder of."""
         return vars(self) | {"shape": list(self.shape)}

@@ -1,4 +1,4 @@
-"""Text corpora, their windows, and what counting alone predicts."""
+"""Text corpora, the windows that a model reads of them, and what counting alone predicts."""
 
 import ast
 import bz2
@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.datasets.stream import Shuffled
-from minigpt.messages import nearest
+from minigpt.messages import check, nearest
 
-NAMES = ["manual"]  # texts that need no file
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}
 MOST = 2_000_000  # tokens of each part that the n-grams read: a few seconds
+ORDERS = 7  # the longest n-grams: 6 tokens of context and the one that is predicted
 
 
 def manual(cache):
@@ -24,134 +24,186 @@ def manual(cache):
     return cached(Path(cache) / f"manual-{platform.python_version()}.txt", read_manual)
 
 
+TEXTS = {"manual": manual}  # what --data may name instead of a file: function(cache) -> the text
+
+
 def read_manual():
-    """Documents over 80 characters, shuffled; repeated paragraphs reward copying, so they go."""
+    """The manual itself, read from the Python that runs this.
+
+    Documents of at most 80 characters are left out. The others are shuffled, so that the held-out
+    end is like the rest. A paragraph that occurs twice is kept once: a model could copy it.
+    """
     from pydoc_data.topics import topics
 
     documents, root = [topics[name] for name in sorted(topics)], Path(os.__file__).parent
-    kinds = ast.Module | ast.ClassDef | ast.FunctionDef
     for path in sorted(root.rglob("*.py")):
         if SKIPPED.isdisjoint(path.relative_to(root).parts):
-            with suppress(OSError, SyntaxError, ValueError):  # a dangling link, a template
-                nodes = ast.walk(ast.parse(path.read_bytes()))
-                documents += [ast.get_docstring(n) or "" for n in nodes if isinstance(n, kinds)]
+            documents += docstrings(path)
     documents = [text for text in documents if len(text) > 80]
     order = np.random.default_rng(70).permutation(len(documents))
     paragraphs = "\n\n".join(documents[i] for i in order).split("\n\n")
-    return "\n\n".join(dict.fromkeys(paragraphs))
+    return "\n\n".join(dict.fromkeys(paragraphs))  # a dict keeps the first of equal keys
+
+
+def docstrings(path):
+    """The docstrings of a Python file, its classes and functions; none if it cannot be read."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):  # a link that leads nowhere, a template
+        return []
+    documented = ast.Module | ast.ClassDef | ast.FunctionDef
+    nodes = [node for node in ast.walk(tree) if isinstance(node, documented)]
+    return [ast.get_docstring(node) or "" for node in nodes]
 
 
 def cached(path, make, read=str):
-    """What read() finds in the file; if that fails, in make(), written there for the next time."""
-    with suppress(OSError, ValueError):  # none yet, or damaged
+    """read() of the file's text; if there is none or it is damaged, of make(), kept there."""
+    with suppress(OSError, ValueError):
         return read(path.read_bytes().decode())
     text = make()
-    with suppress(OSError):  # a read-only folder: made again next time
+    with suppress(OSError):  # a read-only folder: the text is made again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}")
         beside.write_bytes(text.encode())
-        beside.replace(path)  # whole or not at all, whoever else reads or writes it now
+        beside.replace(path)  # at once: another process never sees half a file
     return read(text)
 
 
 def read_file(path):
-    """The text of a UTF-8 file, Windows' line ends and byte order mark removed.
+    """The text of a UTF-8 file, without a byte order mark, with "\\n" for Windows' line ends.
 
-    Raises FileNotFoundError, or ValueError for a folder, for no text and for no UTF-8.
+    Raises FileNotFoundError, or ValueError if it is a folder, is empty or is not UTF-8.
     """
     if not os.path.exists(path):
-        remedy = nearest(path, NAMES, f"check the path or use {NAMES[0]}")
+        remedy = nearest(path, TEXTS, f"check the path or use {', '.join(TEXTS)}")
         raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
-    if os.path.isdir(path):
-        raise ValueError(f"{path}: expected a text file, got a folder; name files in it")
+    check(not os.path.isdir(path), path, "a text file", "a folder", "name files in it")
     try:
         text = Path(path).read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as e:
         line = e.object.count(b"\n", 0, e.start) + 1
         got = f"byte 0x{e.object[e.start]:02x} in line {line}; convert it, say with iconv"
         raise ValueError(f"{path}: expected UTF-8 text, got {got}") from None
-    if not text.strip():
-        raise ValueError(f"{path}: expected text, got an empty file; name another")
+    check(text.strip(), path, "text", "an empty file", "name another")
     return text
 
 
 def load(names, cache):
-    """The texts of a command line, "manual" or paths, joined by line ends."""
-    return "\n".join(manual(cache) if name == "manual" else read_file(name) for name in names)
+    """The texts that a command line names, each a name in TEXTS or a path, joined by line ends."""
+    texts = [TEXTS[name](cache) if name in TEXTS else read_file(name) for name in names]
+    return "\n".join(texts)
 
 
 def split(text, block_size):
     """A text or ids -> training, validation (the last 10 %).  Raises ValueError if it is short."""
-    if len(text) <= 10 * block_size:
-        need = f"more than {10 * block_size} characters (one context to validate)"
-        got = f"got {len(text)}; add text or lower --block-size"
-        raise ValueError(f"--data: expected {need}, {got}")
+    least = 10 * block_size
+    need = f"more than {least} characters (one context to validate)"
+    remedy = "add text or lower --block-size"
+    check(len(text) > least, "--data", need, len(text), remedy)
     return text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
 
 
 class Windows(Shuffled):
     """Windows of T = block_size tokens in random order, each once per epoch; len(ids) > T.
 
-    They lie side by side, from another offset each epoch, so that their boundaries differ.
+    They lie side by side. Each epoch lays them from another offset, so that no token stands at a
+    boundary in all epochs.
     """
 
-    unit, scale = "tokens", 1.0  # scale: of losses in nats per target, here tokens per character
+    unit = "tokens"
+    scale = 1.0  # tokens per character, set by train.py: losses are shown in nats per character
     epochs = 6  # after more, validation gets worse on small texts (the picture in README)
 
     def __init__(self, ids, block_size, seed):
         self.ids, self.block_size = ids, block_size
-        super().__init__(max(1, len(ids) // block_size - 1), seed)  # they fit from every offset
+        # One window fewer than would fit at offset 0, so that every offset has as many.
+        super().__init__(max(1, len(ids) // block_size - 1), seed)
 
     def shuffle(self, rng):
+        """Set `order`: here where the windows start."""
         offsets = min(self.block_size, len(self.ids) - len(self) * self.block_size)
         self.order = rng.integers(offsets) + self.block_size * rng.permutation(len(self))
 
     def batch(self, n):
-        """-> x, y (n, T) int32, y one token later"""
-        at = self.take(n)[:, None] + np.arange(self.block_size)
-        return self.ids[at], self.ids[at + 1]
+        """-> x, y (n, T) int32: the targets y are the same text one token later"""
+        starts = self.take(n)
+        places = starts[:, None] + np.arange(self.block_size)  # (n, T)
+        return self.ids[places], self.ids[places + 1]
 
 
 def windows_in_order(ids, block_size):
-    """ids (N,) -> x, y (windows, T): each token after the first a target once; fill 0 and -100."""
-    gap = -(len(ids) - 1) % block_size
-    x, y = np.pad(ids[:-1], (0, gap)), np.pad(ids[1:], (0, gap), constant_values=-100)
+    """All windows side by side, for validation: each token after the first is a target once.
+
+    ids (N,) -> x, y (windows, T). The last window is filled up, x with 0 and y with -100, which
+    the loss ignores.
+    """
+    gap = -(len(ids) - 1) % block_size  # what N - 1 lacks to a multiple of T
+    x = np.pad(ids[:-1], (0, gap))
+    y = np.pad(ids[1:], (0, gap), constant_values=-100)
     return x.reshape(-1, block_size), y.reshape(-1, block_size)
 
 
 def baselines(train, validation, vocab_size, text_of_validation, cache):
-    """What a model must beat, nats per character of the validation part -> dict: uniform, unigram,
-    bzip2 (-9, of this part alone), n_grams (orders 1 to 7), best and its order, tokens read."""
+    """What a model must beat, in nats per character of the validation part -> dict, cached.
+
+    uniform: guessing; unigram: the frequencies of tokens; bzip2: that compressor at -9, on this
+    part alone; n_grams: orders 1 to 7; best, order: the best of them; read: training tokens read.
+    """
     ids, text = np.concatenate((train, validation)).tobytes(), text_of_validation.encode()
     key = hashlib.sha256(f"{vocab_size} ".encode() + ids + text).hexdigest()[:16]
 
     def count():
         scale = len(validation) / len(text_of_validation)  # tokens per character
         n_grams = scale * witten_bell(train[-MOST:], validation[:MOST], vocab_size)
-        bzip2 = 8 * np.log(2) * len(bz2.compress(text, 9)) / len(text_of_validation)
-        found = {"uniform": scale * np.log(vocab_size), "unigram": n_grams[0], "bzip2": bzip2}
-        found |= {"n_grams": list(n_grams), "best": min(n_grams), "read": min(len(train), MOST)}
-        return json.dumps(found | {"order": int(np.argmin(n_grams)) + 1})
+        bits = 8 * len(bz2.compress(text, 9))
+        found = {
+            "uniform": scale * np.log(vocab_size),
+            "unigram": n_grams[0],
+            "bzip2": bits * np.log(2) / len(text_of_validation),  # a bit is ln 2 nats
+            "n_grams": list(n_grams),
+            "best": min(n_grams),
+            "order": int(np.argmin(n_grams)) + 1,
+            "read": min(len(train), MOST),
+        }
+        return json.dumps(found)
 
     return cached(Path(cache) / f"baselines-{key}.json", count, json.loads)
 
 
 def witten_bell(train, validation, vocab_size):
-    """Nats per token for orders k = 1 ... 7: P_k = (c(h,w) + T(h) P_{k-1}) / (c(h) + T(h)).
+    """How well counting predicts the next token -> nats per token for n-grams of orders 1 to 7.
 
-    h: the k - 1 tokens before w; c: counts in train; T: kinds of tokens seen after h; P_0 = 1/V;
-    after an unseen h P_k = P_{k-1}.  Source: Witten and Bell 1991, method C.
+    The n-gram of order k looks at a context h, the k - 1 tokens before, and counts which tokens w
+    followed h in the training part. One that never followed h must not get probability 0. Method C
+    measures how often h brings something new: after its c(h) occurrences came T(h) different
+    tokens, each of which was new once. So it counts T(h) more tokens after h, and shares them out
+    as the next lower order predicts, whose context h' is h without its first token:
+
+        P_k(w | h) = (c(h, w) + T(h) P_k-1(w | h')) / (c(h) + T(h)),  P_0 = 1 / vocab_size
+
+    Where h did not occur in training, P_k = P_k-1. By hand, in a training text "abacab" of three
+    letters: P_1(b) = (2 + 3/3) / (6 + 3) = 1/3. After h = "a" came b, c, b: c(h) = 3, T(h) = 2, so
+    P_2(b | a) = (2 + 2/3) / (3 + 2) = 8/15, and P_2(a | a), unseen, is (0 + 2 * 4/9) / 5 = 8/45.
+
+    train, validation: ids (N,), (M,) -> (7,).  Source: Witten and Bell 1991, method C.
     """
-    tokens = np.concatenate((train, validation))
-    context = np.zeros_like(tokens)  # h as its rank among all: rank * V + w fits in 64 bits
-    p, losses = np.full(len(validation), 1 / vocab_size), []
-    for _ in range(min(7, len(train))):
-        codes, code = np.unique(context * vocab_size + tokens, return_inverse=True)
-        c_hw = np.bincount(code[: -len(p)], minlength=len(codes))
-        c_h = np.bincount(context[: -len(p)], minlength=len(codes) + 1)
-        kinds = np.bincount(codes[c_hw > 0] // vocab_size, minlength=len(codes) + 1)
-        h, hw = context[-len(p) :], code[-len(p) :]
-        np.divide(c_hw[hw] + kinds[h] * p, c_h[h] + kinds[h], out=p, where=c_h[h] > 0)
+    # Every order counts with a few calls of NumPy, because a context is one number: the rank of
+    # its string of tokens among all different strings of this length. The context of order 1 is
+    # the empty string everywhere, of rank 0. A string that is one token longer, (h, w), is the
+    # number rank(h) * vocab_size + w; np.unique ranks these numbers. At the next order the string
+    # that ends at token i is the context of token i + 1.
+    tokens, M = np.concatenate((train, validation)), len(validation)
+    context = np.zeros(len(tokens), np.int64)
+    p, losses = np.full(M, 1 / vocab_size), []  # p: of the validation tokens, in the last order
+    for _ in range(min(ORDERS, len(train))):
+        different, string = np.unique(context * vocab_size + tokens, return_inverse=True)
+        contexts = context.max() + 1
+        c_hw = np.bincount(string[:-M], minlength=len(different))  # of each string in train
+        c_h = np.bincount(context[:-M], minlength=contexts)  # of each context there
+        kinds = np.bincount(different[c_hw > 0] // vocab_size, minlength=contexts)  # T(h)
+        h, hw = context[-M:], string[-M:]  # those of the validation tokens
+        seen = c_h[h] > 0
+        p[seen] = ((c_hw[hw] + kinds[h] * p)[seen]) / (c_h[h] + kinds[h])[seen]
         losses.append(-np.log(p).mean())
-        context, tokens = code[:-1], tokens[1:]  # the string up to i is the context of i + 1
+        context, tokens = string[:-1], tokens[1:]
     return np.array(losses)

@@ -109,9 +109,10 @@ def one_repeat(name, repeat):
     from sklearn.model_selection import StratifiedKFold
 
     from minigpt.datasets import tables
+    from minigpt.datasets.examples import EXAMPLES
     from minigpt.training.scores import accuracy, auc
 
-    target, positive = tables.TARGETS[name][:2]
+    target, positive = (EXAMPLES[name].columns[key] for key in ("target", "positive"))
     columns = tables.read_csv(measure.ROOT / "data" / f"{name}.csv")
     y = (np.array(columns.pop(target)) == positive).astype(np.int32)
     for train, test in StratifiedKFold(5, shuffle=True, random_state=repeat).split(y, y):
@@ -132,7 +133,7 @@ def one_repeat(name, repeat):
 def learned(x, y, x_test, widths, seed):
     """Probabilities of the default attention model after its default steps; widths: how many
     features each column has."""
-    from minigpt.datasets.tables import Rows
+    from minigpt.datasets.examples import Rows
     from minigpt.applications.plan import fitted
     from minigpt.nn import model_class
     from minigpt.nn.classifier import classifier
