@@ -29,9 +29,7 @@ def main(words=None):
     """Load a model and let it reply; a user's mistake ends in one line and exit code 2."""
     parser = options()
     args = parser.parse_args(words)
-    how = Sampling(
-        args.tokens, args.temperature, args.top_k, args.top_p, args.stop, args.count
-    )
+    how = Sampling(args.tokens, args.temperature, args.top_k, args.top_p, args.stop, args.count)
     prompt, talks = args.prompt, args.prompt is not None or args.interactive
     try:
         library, _ = device.select(args.device)

@@ -17,6 +17,7 @@ import numpy as np
 
 import minigpt
 from minigpt.applications import application_class, plan
+from minigpt.datasets import TOKENIZERS
 from minigpt.engine import device
 from minigpt.engine.autograd import plain
 from minigpt.messages import say
@@ -132,7 +133,7 @@ def options():
         action="store_true",
         help="say what a model of text and its training would cost; nothing is read or built",
     )
-    add_options(parser, MODELS)
+    add_options(parser, {"model": MODELS, "tokenizer": TOKENIZERS})
     return parser
 
 

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minigpt.datasets import tokenizer_from
 from minigpt.datasets.bpe import LETTERS, BPETokenizer, words
-from minigpt.datasets.tokenizers import CharTokenizer, tokenizer_from
+from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.generate import stream
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")

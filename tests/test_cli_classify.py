@@ -13,9 +13,9 @@ from test_tables import class_folders, csv_of, idx, write_mnist, write_wav
 
 import sample
 import train
+from minigpt.applications.plan import fitted
 from minigpt.datasets.signals import MNIST
 from minigpt.training import checkpoint
-from minigpt.applications.plan import fitted
 from minigpt.training.config import Config
 from minigpt.training.defaults import DEFAULTS
 

@@ -13,9 +13,9 @@ from math import log
 import numpy as np
 import pytest
 
-from minigpt.datasets import text
+from minigpt.datasets import text, tokenizer_from
 from minigpt.datasets.text import Windows, baselines, windows_in_order, witten_bell
-from minigpt.datasets.tokenizers import CharTokenizer, tokenizer_from
+from minigpt.datasets.tokenizers import CharTokenizer
 
 POEM = "床前明月光，疑是地上霜。\nBefore my bed the moon is bright 🌕\n"
 

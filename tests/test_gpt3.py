@@ -9,12 +9,12 @@ from test_cli import SMALL, child, folder, mistake
 import sample
 import train
 from minigpt import no_grad
+from minigpt.applications import plan
 from minigpt.datasets import text
 from minigpt.engine import fast_numpy
 from minigpt.generate import generate
-from minigpt.applications import plan
 from minigpt.nn import MODELS, model_class
-from minigpt.nn.gpt import BandedGPT, GPT2, GPT3, GPTConfig
+from minigpt.nn.gpt import GPT2, GPT3, BandedGPT, GPTConfig
 from minigpt.nn.presets import SIZES
 from minigpt.training import OPTIMIZERS, checkpoint, costs, optimizer_class
 
@@ -220,9 +220,7 @@ def test_an_outline_counts_as_the_model_does_and_takes_no_memory(name, n_layer):
     drawn = model_class(name)(config, plan.Unwritten())
     assert counted(drawn) == model.parameter_count()
     assert drawn.flops_per_token() == model.flops_per_token()
-    shapes = [
-        {n: p.shape for n, p in m.named_parameters().items()} for m in (model, drawn)
-    ]
+    shapes = [{n: p.shape for n, p in m.named_parameters().items()} for m in (model, drawn)]
     assert shapes[0] == shapes[1]
     matrices = [
         p.size for n, p in model.named_parameters().items() if n[:6] == "blocks" and p.ndim > 1

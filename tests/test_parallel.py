@@ -16,11 +16,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from minigpt.nn.families import language_model
 from test_training import IDS, files, new_trainer
 from threadpoolctl import threadpool_info
 
 from minigpt.engine.autograd import plain
-from minigpt.nn.families import language_model
 from minigpt.nn.gpt import GPTConfig
 from minigpt.training import checkpoint, parallel, processes
 from minigpt.training.config import Config

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from strict import registered, strict, syncs
 
+from minigpt.datasets import TOKENIZERS
 from minigpt.datasets.text import Windows, windows_in_order
 from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import Tensor, plain
@@ -713,9 +714,12 @@ def test_a_missing_checkpoint_is_a_missing_file(tmp_path):
 # configuration
 
 
+CHOICES = {"model": MODELS, "tokenizer": TOKENIZERS}
+
+
 def parsed(*words):
     parser = Parser("train.py")
-    add_options(parser, MODELS)
+    add_options(parser, CHOICES)
     return parser, vars(parser.parse_args(words))
 
 
@@ -728,7 +732,7 @@ def other(f, default):
     values = {list: ["a.txt", "b.txt"], str: ["else"], bool: []}
     if f.type in (int, float):
         values[f.type] = [str((default or 1) * 2 if f.type is int else default / 2 + 0.1)]
-    known = MODELS if f.name == "model" else f.metadata["argument"].get("choices", [])
+    known = CHOICES.get(f.name) or f.metadata["argument"].get("choices", [])
     choices = [c for c in known if c != default]
     return [option_of(f), *(choices[:1] or values[f.type])]
 

@@ -1,4 +1,4 @@
-"""Classifying: images, sounds and rows of a table. The model predicts to which class each belongs."""
+"""Classifying: to which class does an image, a sound or a row of a table belong?"""
 
 import csv
 import math
@@ -10,7 +10,7 @@ import numpy as np
 from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import examples
 from minigpt.messages import say
-from minigpt.nn import FAMILIES, model_class
+from minigpt.nn import model_class
 from minigpt.nn.classifier import classifier
 from minigpt.training.scores import held_out, probabilities
 
@@ -76,11 +76,13 @@ class Classifying(Application):
         return self
 
     def predict(self, model, path):
-        """Print, as CSV, the likeliest class and the probability of each, for what is in the file."""
+        """Print, as CSV, the likeliest class of each example and the probability of every class."""
         p = probabilities(model, self.encoder.encode(path))
         for column, values in getattr(self.encoder, "unseen", {}).items():
             new = ", ".join(f"{value} ({n} rows)" for value, n in values.items())
-            print(f"sample.py: {path}: column {column}: not seen in training: {new}", file=sys.stderr)
+            print(
+                f"sample.py: {path}: column {column}: not seen in training: {new}", file=sys.stderr
+            )
         out = csv.writer(sys.stdout, lineterminator="\n")
         out.writerow(["likeliest", *self.classes])
         for row in p:

@@ -76,7 +76,7 @@ def continued(given, about):
 
 
 def fitted(kind, given):
-    """The options: what is given, over the model's shape, over the defaults for this kind of data."""
+    """The options: what is given, else the shape of the model, else this data's defaults."""
     model = given.get("model", Config().model)
     own = {}
     for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):
@@ -195,7 +195,7 @@ def dry_kind(names):
 
 
 def say_the_price(flops, of_the_paper, cores):
-    """Say what a training of so many FLOPs costs, beside the paper's figure if it is GPT-3's own."""
+    """Say what a training of so many FLOPs costs; of_the_paper: beside the figure of GPT-3's."""
     say("training", f"on {costs.TOKENS / 1e9:.0f} billion tokens, as GPT-3: {flops:.3g} FLOPs")
     if of_the_paper:
         less = f"{costs.FLOPS:.3g}, without attention over the context"

@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from minigpt.applications.application import Application, model_shape
-from minigpt.datasets import text
-from minigpt.datasets.tokenizers import CharTokenizer, tokenizer_from
+from minigpt.datasets import text, tokenizer_class, tokenizer_from
+from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.generate import stream
 from minigpt.messages import say
 from minigpt.nn import model_class
@@ -24,9 +24,7 @@ def trained_tokenizer(config, whole, training):
         if distinct > 5000:
             say("", f"{distinct:,} characters, each learned by itself: try --tokenizer bpe")
         return CharTokenizer.train(whole)
-    from minigpt.datasets.bpe import BPETokenizer
-
-    return BPETokenizer.train(training, config.vocab_size)
+    return tokenizer_class(config.tokenizer).train(training, config.vocab_size)
 
 
 class TextApplication(Application):
@@ -57,7 +55,7 @@ class TextApplication(Application):
         return "".join(c for c in words if c not in unknown)
 
     def pieces(self, model, start, rng, stop, temperature):
-        """Yield what the model writes after `start`; temperature is the one if none was asked for."""
+        """Yield what the model writes after `start`; temperature: unless another is asked for."""
         how, n, most = self.how, len(self.tokenizer.encode(start)), model.block_size
         if n > most:
             reads = f"{self.config.out} reads the last {most}"
@@ -138,7 +136,7 @@ class Writing(TextApplication):
         say("", "and read minigpt/engine/autograd.py")
 
     def line(self, model, rng, tokens=56):
-        """What the model writes after "The " (or its first token, if that is unknown), on a line."""
+        """What the model writes after "The " (if it knows these letters), on one line."""
         char = isinstance(self.tokenizer, CharTokenizer)
         prompt = "The " if char else "The"  # in bpe a space begins the next word
         if self.tokenizer.unknown(prompt):

@@ -182,6 +182,11 @@ class BPETokenizer:
         Path(folder, "vocab.json").write_text(json.dumps({t: i for i, t in enumerate(self.vocab)}))
         Path(folder, "merges.txt").write_bytes("\n".join(["#version", *self.merges, ""]).encode())
 
+    @classmethod
+    def from_config(cls, config):
+        """The tokenizer whose config() this is."""
+        return cls(config["vocab"], config["merges"])
+
     def config(self):
         return {"kind": "bpe", "vocab": self.vocab, "merges": self.merges}
 

@@ -17,6 +17,11 @@ class CharTokenizer:
         """The tokenizer whose vocabulary is the characters of the text."""
         return cls("".join(sorted(set(text))))
 
+    @classmethod
+    def from_config(cls, config):
+        """The tokenizer whose config() this is."""
+        return cls(config["characters"])
+
     def encode(self, text):
         """text of N characters -> ids (N,) int32.  Raises ValueError naming unknown characters."""
         ids = self._ids[code_points(text)]
@@ -43,15 +48,3 @@ class CharTokenizer:
 def code_points(text):
     """text of N characters -> (N,) uint32; surrogates, a command line's stray bytes, pass."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-
-
-def tokenizer_from(config):
-    """The tokenizer whose config() this is.  Raises ValueError for an unknown kind."""
-    if config["kind"] == "char":
-        return CharTokenizer(config["characters"])
-    if config["kind"] != "bpe":
-        need = "expected kind 'char' or 'bpe'"
-        raise ValueError(f"tokenizer: {need}, got {config['kind']!r}; update minigpt")
-    from minigpt.datasets.bpe import BPETokenizer
-
-    return BPETokenizer(config["vocab"], config["merges"])

@@ -44,7 +44,7 @@ class Attention(Mixer):
         return self.dropout(self.out(y)), state
 
     def heads(self, x, mask, past):
-        """Queries, keys and values of all heads, each (B, T, H, D), of x behind `past` positions."""
+        """Queries, keys and values of x, which stands behind `past` others: each (B, T, H, D)."""
         (B, T, C), H = x.shape, self.n_head
         return split(self.qkv(x).reshape((B, T, 3 * H, C // H)), 3, 2)
 

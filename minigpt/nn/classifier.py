@@ -87,7 +87,7 @@ class Classifier(Module):
         return self.head(self.norm(mean(x, 1)))
 
     def flops_per_token(self):
-        """FLOPs to train on one example: 6 per weight and token; what the mixers add is left out."""
+        """FLOPs to train on one example: 6 per weight and token, without what the mixers add."""
         return 6 * self.parameter_count() * len(self.position.weight)
 
 
@@ -133,7 +133,7 @@ class CNN(Module):
 
 
 def classifier(kind, model, shape, config, rng):
-    """The classifier of a family for examples of this kind and shape, with config.vocab_size classes.
+    """The classifier of a family, for config.vocab_size classes of examples of this kind and shape.
 
     model is the family's class of language models (see nn/__init__.py). Convolution classifies by a
     CNN, the other families by the blocks they write with.

@@ -1,4 +1,4 @@
-"""GPT-2, the form from which the others are derived, and GPT-3, whose every second block looks near.
+"""GPT-2, from which the other models are derived, and GPT-3, whose every second block looks near.
 
 GPT-2 (Radford et al. 2019, section 2.3): a norm in front of every mixer and MLP, learned positions,
 GELU, the head shared with the embedding, and projections into the residual stream that start

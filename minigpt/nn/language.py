@@ -67,7 +67,10 @@ class LanguageModel(Module):
 
     def __init__(self, config, blocks, rng):
         self.config = c = config
-        self.embedding, self.dropout = Embedding(c.vocab_size, c.n_embd, rng), Dropout(c.dropout, rng)
+        self.embedding, self.dropout = (
+            Embedding(c.vocab_size, c.n_embd, rng),
+            Dropout(c.dropout, rng),
+        )
         self.blocks, self.norm = blocks, norm(c)
         limited = any(block.mixer.limited for block in blocks)
         self.block_size = c.block_size if limited else sys.maxsize

@@ -1,4 +1,4 @@
-"""How a model learns: optimizers, options, checkpoints, the loop. Here every optimizer has its name.
+"""How a model learns: optimizers, options, checkpoints, the loop. Here optimizers have their names.
 
 An optimizer's class is imported when it is asked for, and so are the fast steps that stand in for
 the formulas of optimizers.

@@ -33,12 +33,13 @@ class Config:
     )
     model: str = option(
         "gpt",
-        "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; gpt2-mini: GPT-2's own form, "
-        "small; or the papers' gpt2 (-medium, -large, -xl), gpt3-125m (-350m, -760m, -1.3b, -2.7b, "
-        "-6.7b, -13b, -175b); each, on each kind of data, has its own defaults for what is below",
+        "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; gpt2-mini: GPT-2's own "
+        "form, small; or the papers' gpt2 (-medium, -large, -xl), gpt3-125m (-350m, -760m, -1.3b, "
+        "-2.7b, -6.7b, -13b, -175b); each, on each kind of data, has its own defaults for what is "
+        "below",
         metavar="NAME",
     )
-    tokenizer: str = option("char", "bpe: frequent strings as tokens", choices=["char", "bpe"])
+    tokenizer: str = option("char", "bpe: frequent strings as tokens")
     vocab_size: int = option(4096, "with bpe: how many tokens at most", (">=", 257))
     target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
@@ -114,19 +115,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
 
-def add_options(parser, models):
-    """Give the parser an option for every field of Config; models: the names for --model.
+def add_options(parser, choices):
+    """Give the parser an option for every field of Config.
 
-    Only the options that are used reach the namespace, so that the others can still get their
-    defaults from the data and the model.
+    choices: {field: names} of the fields whose names stand elsewhere. Only options that are used
+    reach the namespace, so that the others can still get defaults from the data and the model.
     """
     defaults = Config()
     for f in fields(Config):
         if f.name == "dropout":  # from here on for those who know why
             parser = parser.add_argument_group("more")
         default, how = getattr(defaults, f.name), dict(f.metadata["argument"])
-        if f.name == "model":
-            how["choices"] = [*models]
+        if f.name in choices:
+            how["choices"] = [*choices[f.name]]
         if f.type is bool:
             how["action"] = "store_true"
         elif f.type in (int, float):

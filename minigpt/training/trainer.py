@@ -71,7 +71,7 @@ class Trainer:
         self.validation = [part[module_of(part).asarray(sample)] for part in validation]
 
     def fit(self, saved=None):
-        """Train from the start, or from `saved`, a loaded checkpoint, and say how it began and ended.
+        """Train from the start or from `saved`, a loaded checkpoint; say how it begins and ends.
 
         A folder in which nothing has been saved is removed again if the run fails.
         """
@@ -132,7 +132,7 @@ class Trainer:
             say("", f"stopped after step {self.step}; continue: {command}")
 
     def validate(self):
-        """The mean loss of the best checkpoint over all windows of the split; the model keeps it."""
+        """Load the best checkpoint into the model -> its mean loss over the whole split."""
         self.ranks.barrier()  # until rank 0 has written it
         arrays, _ = checkpoint.load(self.out / "best.safetensors")
         self.model.load_state_dict(checkpoint.weights(arrays))
@@ -168,7 +168,7 @@ class Trainer:
         return loss
 
     def rate(self):
-        """The learning rate of the next step; flat until --minutes have become a number of steps."""
+        """The learning rate of the next step; flat until --minutes is a number of steps."""
         c = self.config
         return rate_at(self.step, c.steps or math.inf, c.learning_rate, c.warmup, c.schedule)
 
@@ -216,7 +216,7 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
 
     def plan(self, times):
-        """Turn --minutes into a number of steps, once TIMED steps, or a tenth of the time, are over.
+        """Turn --minutes into a number of steps, after TIMED steps or a tenth of the time.
 
         A step is taken to last as long as the median of `times`, the steps so far. A text is read
         at most `epochs` times, as more of the same is learned by heart. Rank 0 has the clock.
@@ -248,7 +248,7 @@ class Trainer:
         if not math.isfinite(loss):
             self._refuse(loss)
         best, self.best = self.best, min(self.best, loss)
-        # While the rate is flat the loss may rest on a plateau, which it leaves when the rate falls.
+        # While the rate is flat the loss may rest on a plateau, which the falling rate ends.
         flat = self.rate() == c.learning_rate
         self.stale = 0 if loss < best or flat else self.stale + 1
         if not self.first:

@@ -10,15 +10,14 @@ from minigpt.engine import device
 from minigpt.engine.autograd import raw, record
 from minigpt.engine.functional import gelu
 from minigpt.engine.ops import concatenate, reshape
-from minigpt.engine.functional import gelu
 from minigpt.engine.recipe import relu2
 from minigpt.nn.attention import Attention
 from minigpt.nn.gpt import GPT2 as GPT2Form
 from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.language import Block, LanguageModel
 from minigpt.nn.layers import Linear
-from minigpt.nn.recipe import RotaryAttention, ShiftedBlock
 from minigpt.nn.module import Flat, Module
+from minigpt.nn.recipe import RotaryAttention, ShiftedBlock
 from minigpt.training import optimizer_class, processes
 from minigpt.training.config import Config
 from minigpt.training.trainer import Trainer
