@@ -16,11 +16,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from minigpt.nn.families import language_model
 from test_training import IDS, files, new_trainer
 from threadpoolctl import threadpool_info
 
 from minigpt.engine.autograd import plain
+from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 from minigpt.training import checkpoint, parallel, processes
 from minigpt.training.config import Config
@@ -377,5 +377,5 @@ def test_workers_are_as_many_as_cores_where_that_pays(options, cores, expected, 
     monkeypatch.setattr(processes, "physical_cores", lambda: cores)
     c = Config(**options)
     shape = GPTConfig(65, c.block_size, c.n_layer, c.n_head, c.n_embd)
-    model = language_model(c.model, shape, np.random.default_rng(0))
+    model = model_class(c.model)(shape, np.random.default_rng(0))
     assert processes.how_many(c, model) == expected
