@@ -27,7 +27,7 @@ FOLDER = Path(__file__).resolve().parent / "data"
 
 def main(words=None):
     """Load a model and let it reply; a user's mistake ends in one line and exit code 2."""
-    parser = options()
+    parser = command_line()
     args = parser.parse_args(words)
     how = Sampling(args.tokens, args.temperature, args.top_k, args.top_p, args.stop, args.count)
     prompt, talks = args.prompt, args.prompt is not None or args.interactive
@@ -91,7 +91,7 @@ def converse(application, model, rng):
         application.reply(model, line, rng)
 
 
-def options():
+def command_line():
     """The command line."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser("sample.py", description=__doc__, formatter_class=form, allow_abbrev=False)

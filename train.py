@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 
 import minigpt
-from minigpt.applications import application_class, plan
+from minigpt.applications import application_class, options
 from minigpt.datasets import TOKENIZERS
 from minigpt.engine import device
 from minigpt.engine.autograd import plain
 from minigpt.messages import say
 from minigpt.nn import MODELS
 from minigpt.nn.module import Flat
-from minigpt.training import optimizer_class, processes
+from minigpt.training import optimizer_class
 from minigpt.training.config import Parser, add_options
+from minigpt.training.ranks import Alone
 from minigpt.training.trainer import Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
@@ -32,14 +33,14 @@ CACHE = Path(__file__).resolve().parent / "data"
 
 def main(words=None):
     """Read the command line and train; a user's mistake ends in one line and exit code 2."""
-    parser = options()
+    parser = command_line()
     given = vars(parser.parse_args(words))
     resume, overwrite, dry = (given.pop(flag) for flag in ("resume", "overwrite", "dry_run"))
     try:
         if dry:
-            plan.dry_run(given, processes.physical_cores())
+            estimate(given)
         else:
-            kind, config, saved = plan.configure(given, resume, overwrite)
+            kind, config, saved = options.configure(given, resume, overwrite)
             with plain() if config.plain else contextlib.nullcontext():
                 six_steps(kind, config, saved)
     except BrokenPipeError:
@@ -55,7 +56,7 @@ def six_steps(kind, config, saved):
     kind: of data; config: all options; saved: the checkpoint of a run to resume, or None.
     """
     library, where = device.select(config.device)
-    plan.refuse_what_does_not_fit(kind, config, library, processes.physical_cores())
+    check_room(kind, config, library)
 
     # 1 preprocess: texts, tables, images or sounds become arrays of numbers.
     application = application_class(kind)(config, CACHE)
@@ -67,7 +68,7 @@ def six_steps(kind, config, saved):
     rng = np.random.default_rng(config.seed)
     model = application.build(rng).to(library)
     flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per {application.unit}"
-    say("2 build", f"{config.model}: {application.form()}: {in_millions(model)}, {flops}")
+    say("2 build", f"{config.model}: {application.form()}: {parameters(model)}, {flops}")
     say("", where)
 
     # 3 initialise: with random weights every answer is about equally likely, and the loss shows it.
@@ -78,17 +79,15 @@ def six_steps(kind, config, saved):
     say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {uniform:.3f})")
 
     # 4 train and 5 validate, in one process or in several that share each batch.
-    config.workers = processes.how_many(config, model)
     about = application.about() | {"application": kind, "numpy": np.__version__}
-    job = config, application, model, rng, windows, about, saved
-    trainer = processes.run(config.workers, train_and_validate, *job)
+    trainer = share(train_and_validate, config, model, application, rng, windows, about, saved)
 
     # 6 apply: the trained model writes, answers or classifies.
     if not trainer.stopped:
         application.apply(model)
 
 
-def train_and_validate(ranks, config, application, model, rng, windows, about, saved):
+def train_and_validate(ranks, config, model, application, rng, windows, about, saved):
     """Steps 4 and 5, which each process runs on its share of every batch -> the Trainer."""
     with plain() if config.plain else contextlib.nullcontext():  # a new process has to be told
         # 4 train: predict, compare, change every weight a little so that the loss falls; again.
@@ -107,13 +106,43 @@ def train_and_validate(ranks, config, application, model, rng, windows, about, s
         return trainer
 
 
-def in_millions(model):
+def share(program, config, model, *rest):
+    """Run program(ranks, config, model, *rest) in as many processes as are asked for, or as pay."""
+    if config.workers == 1:
+        return program(Alone(), config, model, *rest)
+    from minigpt.training import processes
+
+    config.workers = processes.how_many(config, model)
+    return processes.run(config.workers, program, config, model, *rest)
+
+
+def check_room(kind, config, library):
+    """Raise ValueError before any data is read if this machine is too small for the run."""
+    if config.workers and config.workers > 1:
+        from minigpt.training import processes
+
+        processes.refuse_too_many(config.workers, on_gpu=library is not np)
+    if library is np and kind in ("text", "task") and config.n_layer * config.n_embd**2 > 1e6:
+        from minigpt.applications import plan
+
+        plan.refuse_too_large(config)
+
+
+def estimate(given):
+    """Say what the model of these options and its training would cost."""
+    from minigpt.applications import plan
+    from minigpt.training.processes import physical_cores
+
+    plan.dry_run(given, physical_cores())
+
+
+def parameters(model):
     """The number of parameters in words."""
     count = model.parameter_count()
     return f"{count / 1e6:.2f} M parameters" if count >= 1e5 else f"{count:,} parameters"
 
 
-def options():
+def command_line():
     """The command line: what to do, and then every field of training.config.Config."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser("train.py", description=__doc__, formatter_class=form, allow_abbrev=False)

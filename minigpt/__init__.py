@@ -49,13 +49,15 @@ datasets/signals.py      15  images and sounds as arrays
 datasets/tables.py       15  tables as arrays
 datasets/examples.py     10  the examples that classifiers learn from
 datasets/catalogue.py     6  which kind of data a name stands for
+nn/hugging_face.py        1  the names that Hugging Face gives to the weights of a GPT-2
 nn/classifier.py         10  classifiers: a CNN, or tokens through the recipe's blocks
 training/scores.py       12  accuracy, AUC, sensitivity, exact match
 applications/answering.py    6  questions, translation and pairs
 applications/classifying.py  6  images, sounds and tables
 training/defaults.py      2  the options' defaults for every kind of data and model
 training/costs.py         5  memory, time, energy and CO2 of a training
-applications/plan.py     15  from the command line to a run; what a model would need: --dry-run
+applications/options.py   8  from the command line to a run
+applications/plan.py     12  what a model would need, and what its training would cost: --dry-run
 __main__.py               3  python -m minigpt: your runs, and what to do next
 
 SPEED, which changes how long it takes and nothing else

@@ -13,7 +13,7 @@ from test_tables import class_folders, csv_of, idx, write_mnist, write_wav
 
 import sample
 import train
-from minigpt.applications.plan import fitted
+from minigpt.applications.options import fitted
 from minigpt.datasets.signals import MNIST
 from minigpt.training import checkpoint
 from minigpt.training.config import Config

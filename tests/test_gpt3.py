@@ -9,7 +9,7 @@ from test_cli import SMALL, child, folder, mistake
 import sample
 import train
 from minigpt import no_grad
-from minigpt.applications import plan
+from minigpt.applications import options, plan
 from minigpt.datasets import text
 from minigpt.engine import fast_numpy
 from minigpt.generate import generate
@@ -164,7 +164,7 @@ def test_operations_of_a_window_are_those_of_the_keys_that_are_seen(T, window):
 
 def outline(name):
     """The paper's model of this name, without its weights."""
-    return plan.outline(plan.fitted("text", {"model": name}), 50257)
+    return plan.outline(options.fitted("text", {"model": name}), 50257)
 
 
 def counted(model):
@@ -315,9 +315,9 @@ def test_a_model_that_memory_cannot_hold_is_refused_before_anything_is_read(
 def test_the_papers_size_holds_where_no_option_says_otherwise():
     shape = {"n_layer": 24, "n_head": 16, "n_embd": 2048, "block_size": 2048}
     for kind in ("text", "task"):
-        config = vars(plan.fitted(kind, {"model": "gpt3-1.3b"}))
+        config = vars(options.fitted(kind, {"model": "gpt3-1.3b"}))
         assert {name: config[name] for name in shape} == shape
-        config = vars(plan.fitted(kind, {"model": "gpt3-1.3b", "n_layer": 2}))
+        config = vars(options.fitted(kind, {"model": "gpt3-1.3b", "n_layer": 2}))
         assert {name: config[name] for name in shape} == shape | {"n_layer": 2}
 
 

@@ -14,8 +14,8 @@ from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.gpt import GPT2, GPTConfig
+from minigpt.nn.hugging_face import hugging_face_name
 from minigpt.nn.module import Flat
-from minigpt.nn.presets import hugging_face_name
 from minigpt.nn.recurrence import CELLS, Recurrence
 from minigpt.training.muon import Muon
 from minigpt.training.optim import AdamW, clip

@@ -133,7 +133,7 @@ def test_every_option_that_the_readme_names_exists():
     import sample
     import train
 
-    parsers = train.options(), sample.options()
+    parsers = train.command_line(), sample.command_line()
     known = {option for parser in parsers for option in parser._option_string_actions}
     used = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert used - known <= {"--rounds", "--json"}  # of the benchmark

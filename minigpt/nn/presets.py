@@ -1,4 +1,4 @@
-"""The papers' models: their sizes, and the names that Hugging Face gives to their weights."""
+"""The sizes of the papers' models."""
 
 VOCABULARY = 50257  # tokens of GPT-2's byte-level BPE, which GPT-3 uses too
 
@@ -23,25 +23,3 @@ GPT3_SIZES = {
     "gpt3-175b": (96, 96, 12288, 2048),
 }
 SIZES = GPT2_SIZES | GPT3_SIZES
-
-# Each word of our parameters' names, and what transformers' GPT2LMHeadModel calls it. The weights
-# are stored as (in, out) in both.
-HUGGING_FACE = {
-    "embedding": "wte",
-    "position": "wpe",
-    "blocks": "h",
-    "norm": "ln_f",
-    "norm1": "ln_1",
-    "mixer": "attn",
-    "qkv": "c_attn",
-    "out": "c_proj",
-    "norm2": "ln_2",
-    "up": "c_fc",
-    "down": "c_proj",
-}
-
-
-def hugging_face_name(name):
-    """transformers' name: blocks.0.mixer.out.bias -> transformer.h.0.attn.c_proj.bias"""
-    words = [HUGGING_FACE.get(word, word) for word in name.split(".")]
-    return ".".join(["transformer", *words])

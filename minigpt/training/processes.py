@@ -142,6 +142,14 @@ def physical_cores():
     return cores
 
 
+def refuse_too_many(workers, on_gpu):
+    """Raise ValueError if so many processes could only be in each other's way."""
+    most = 1 if on_gpu else 4 * physical_cores()
+    if workers > most:
+        got = f"got {workers}; leave it out"
+        raise ValueError(f"--workers: expected at most {most} here, {got}")
+
+
 def how_many(config, model):
     """How many processes shall share a batch: as many as asked for, or as many as pay.
 

@@ -133,7 +133,7 @@ def one_repeat(name, repeat):
 def learned(x, y, x_test, widths, seed):
     """Probabilities of the default attention model after its default steps; widths: how many
     features each column has."""
-    from minigpt.applications.plan import fitted
+    from minigpt.applications.options import fitted
     from minigpt.datasets.examples import Rows
     from minigpt.nn import model_class
     from minigpt.nn.classifier import classifier

@@ -13,8 +13,8 @@ from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
 from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
+from minigpt.nn.hugging_face import hugging_face_name
 from minigpt.nn.module import Flat
-from minigpt.nn.presets import hugging_face_name
 from minigpt.training import processes
 from minigpt.training.optim import AdamW, clip
 from tests.benchmarks import competitor

@@ -1,0 +1,81 @@
+"""From the words of a command line to a run.
+
+The defaults of an option depend on the data and on the model, a model's name may stand for a shape,
+and a run that is resumed keeps its options.
+"""
+
+from pathlib import Path
+
+from minigpt.applications.application import model_shape
+from minigpt.datasets import catalogue
+from minigpt.nn import FAMILIES, PAPERS
+from minigpt.nn.presets import SIZES
+from minigpt.training import checkpoint
+from minigpt.training.config import Config
+from minigpt.training.defaults import DEFAULTS
+
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # what SIZES has of a model
+FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # in a resumed run
+
+
+def configure(given, resume, overwrite):
+    """The options that were given -> kind of data, Config, the checkpoint to go on from (or None).
+
+    Raises ValueError if they do not fit together or if the folder holds another run.
+    """
+    usual = Config()
+    run = {"data": usual.data, "model": usual.model, "out": None} | given
+    names = "+".join(Path(name).stem for name in run["data"])
+    out = Path(run["out"] or f"out/{names}-{run['model']}")
+    if {"minutes", "steps"} <= given.keys():
+        raise ValueError("--steps: expected --minutes or --steps, got both; leave one out")
+    saved = None
+    if resume:
+        saved = checkpoint.load(out / "last.safetensors")
+        given = continued(given, saved[1])
+        run |= given
+    elif out.exists() and not out.is_dir():
+        raise ValueError(f"--out: expected a folder, {out} is a file; name another")
+    elif out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
+    kind = catalogue.kind(run["data"], given.get("target"))
+    if kind not in ("text", "task") and run["model"] in PAPERS:
+        expected = f"{', '.join(FAMILIES)} for examples".replace(", conv", " or conv")
+        raise ValueError(f"--model: expected {expected}, got {run['model']}")
+    config = fitted(kind, given)
+    config.out = str(out)
+    model_shape(config, 1)  # refuses a shape that cannot be before any data is read
+    if config.tokenizer == "char" and config.vocab_size != usual.vocab_size:
+        need = "expected --tokenizer bpe, of which it is the size"
+        raise ValueError(f"--vocab-size: {need}, got char; add it or leave this out")
+    return kind, config, saved
+
+
+def continued(given, about):
+    """The options of a run that is resumed: those of its checkpoint, and what may change of those
+    that were given. Raises ValueError for what would make it another run."""
+    before = about["config"]
+    for name in given.keys() - FREE:
+        if given[name] != before.get(name):
+            what = f"--{name.replace('_', '-')}: this run has {before.get(name)}"
+            other = "set --steps" if name == "minutes" else "leave it out"
+            remedy = f"{other}, or start a new run in another --out"
+            raise ValueError(f"{what}, got {given[name]}; {remedy}")
+    at = about["state"]["step"]
+    if given.get("steps", at) < at:
+        got = f"got {given['steps']}"
+        raise ValueError(f"--steps: expected at least {at}, where this run is, {got}")
+    return before | given
+
+
+def fitted(kind, given):
+    """The options: what is given, else the shape of the model, else this data's defaults."""
+    model = given.get("model", Config().model)
+    own = {}
+    for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):
+        own |= DEFAULTS.get(name, {})
+    if model in SIZES:
+        own |= dict(zip(SHAPE, SIZES[model], strict=True))
+    if "minutes" in given:
+        own.pop("steps", None)
+    return Config(**own | given)
