@@ -1,12 +1,12 @@
 """Which library owns an array, NumPy or CuPy. The arrays decide where a computation runs.
 
-Every op asks `module_of` for the library of its operand and calls the function of that library,
-so one text runs on the CPU and on a GPU. device.py adds CuPy here once it has found a GPU.
+CuPy has NumPy's functions for arrays on a GPU. Every op asks `module_of` for the library of its
+operand and calls that library's function, so one text runs on the CPU and on a GPU.
 """
 
 import numpy as np
 
-LIBRARIES = {np.ndarray: np}  # type of array -> its library; device.py adds CuPy, tests a stand-in
+LIBRARIES = {np.ndarray: np}  # type of array -> its library; device.py adds CuPy if a GPU answers
 
 
 def module_of(x):
@@ -21,8 +21,10 @@ def to_numpy(x):
 
 
 def uniform(xp, shape, seed):
-    """Numbers in [0, 1), float32, from Philox keyed by seed, which alone gives the same again.
+    """Random numbers in [0, 1), float32, in an array of library xp.
 
+    The same seed gives the same numbers again: they come from Philox, a generator that computes the
+    n-th number from (seed, n) and has no other state.
     Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
     philox = xp.random.Philox if xp is np else xp.random.Philox4x3210

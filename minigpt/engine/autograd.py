@@ -73,11 +73,11 @@ def bare():
 class Node:
     """One step of history: an op that has run.
 
-    inputs: (source, number, shape) of each input that needs a gradient. An input is output `number`
-    of the Node `source`, or it is the leaf `source` itself; shape is its shape.
-    backward(*dys): from one gradient per output, None for an output that was not used, to one
-    gradient per entry of inputs.
-    order: the number of this Node in the order of creation, which the walk follows backwards.
+    inputs: (source, number, shape) of each input that needs a gradient. Such an input is either a
+    leaf, the Tensor `source`, or output `number` of an earlier op, the Node `source`.
+    backward(*dys): takes a gradient per output, None for an output that was not used, and returns
+    a gradient per entry of inputs.
+    order: which Node of the program this is, counted from the first.
     """
 
     __slots__ = ("order", "inputs", "backward", "outputs", "name")
@@ -183,12 +183,12 @@ def raw(x):
 
 
 def record(y, *inputs):
-    """The result of an op: array y as a Tensor, or a list of arrays as a tuple of Tensors.
+    """The result of an op, array y, as a Tensor that knows its history; a list as a tuple of them.
 
-    inputs: each input of the op beside its rule, (x, rule). `rule(dy)` returns dx, possibly before
-    broadcasting is undone, and must not write to dy. With several outputs it gets a gradient for
-    each, None for those that were not used. The rule of an input that needs no gradient is dropped
-    here, and with it the arrays that only this rule would have used.
+    inputs: each input of the op beside its rule, (x, rule). `rule(dy)` returns dx and must not
+    write to dy; dx may have the shape of y, if x was broadcast to it. With several outputs the rule
+    gets a gradient for each, None for those that were not used. The rule of an input that needs no
+    gradient is dropped here, and with it the arrays that only this rule would have used.
     """
     if mode.bare:
         return y

@@ -1,8 +1,7 @@
 """Convolution, ReLU and pooling, each defined once, in primitive ops.
 
-B batch, Y rows, X columns, C channels, which come last. An image has one number per row, column
-and channel: a grey picture has one channel, a coloured one three, a hidden layer as many as it
-likes.
+B batch, Y rows, X columns, C channels, which come last. A channel is one number per pixel: a grey
+picture has one, a coloured picture has three, and the result of a convolution has many.
 """
 
 import math

@@ -1,8 +1,10 @@
 """Fast pairs on NumPy arrays: `f_forward(arrays) -> y, saved`, `f_backward(dy, saved) -> grads`.
 
-Each does what the definition of its name in functional.py does, with fewer passes over memory:
-in place where an array is private, and sums as products with ones, which BLAS does faster. The
-percentages say how much longer a step of the 4x128 GPT (T 64, B 12, V 65) takes without the pair.
+Each computes what the definition of its name in functional.py or recipe.py says, with fewer passes
+over memory: it writes in place where an array is private, and it sums by products with ones, which
+BLAS, the library of matrix products, does faster. `saved` is what the backward needs; it belongs to
+the pair alone, so the backward may overwrite it. Percentages say how much longer a step of the
+4x128 GPT (T 64, B 12, V 65) takes without the pair.
 """
 
 from functools import lru_cache
@@ -19,7 +21,7 @@ def _constant(n, value, dtype):
 
 
 def linear_forward(x, w, b):
-    """One product, b added in place (2 to 4 %; 20 % of a sampled token)."""
+    """One product, then b is added in place (2 to 4 %; 20 % of a sampled token)."""
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ w
     if b is not None:
@@ -28,7 +30,8 @@ def linear_forward(x, w, b):
 
 
 def linear_backward(dy, saved):
-    """dx = dy w^T, dw = x^T dy, db = column sums of dy, as a product with ones."""
+    """dx = dy w^T, dw = x^T dy, as matmul in ops.py derives; db is the sum of the rows of dy,
+    because b is added to every row. The sum is a product with ones."""
     rows, w, shape, biased = saved
     dy = dy.reshape(len(rows), w.shape[1])
     db = _constant(len(dy), 1, dy.dtype) @ dy if biased else None
@@ -36,11 +39,13 @@ def linear_backward(dy, saved):
 
 
 def layer_norm_forward(x, w, b, eps=1e-5):
-    """Keeps the normalised rows h and 1 / sqrt(variance + eps) (9 to 12 %)."""
+    """Keeps the normalised rows h and their scale, 1 / sqrt(variance + eps) (9 to 12 %)."""
     n = x.shape[-1]
     rows = x.reshape(-1, n)
-    h = rows - (rows @ _constant(n, 1 / n, x.dtype))[:, None]
-    scale = ((np.vecdot(h, h) / n + eps) ** -0.5)[:, None]
+    mean = rows @ _constant(n, 1 / n, x.dtype)
+    h = rows - mean[:, None]
+    variance = np.vecdot(h, h) / n
+    scale = ((variance + eps) ** -0.5)[:, None]
     h *= scale
     y = h * w
     y += b
@@ -48,12 +53,19 @@ def layer_norm_forward(x, w, b, eps=1e-5):
 
 
 def layer_norm_backward(dy, saved):
-    """dx = scale (g - mean g - h mean(g h)) with g = dy w; written over h."""
+    """dx = scale (g - mean g - h mean(g h)) with g = dy w, written over h. Why:
+
+    y = h w + b, so g is the gradient of h, dw sums dy h and db sums dy over all rows.
+    h = scale c with c = x - mean x. If scale were fixed, dc would be scale g. But scale also moves
+    with c: from scale = (mean c^2 + eps)^(-1/2) follows d scale / d c_i = -scale^3 c_i / n, which
+    acts on all of h. This adds -scale^3 c_i mean(g c) = -scale h_i mean(g h).
+    Last, c = x - mean x: dx = dc - mean dc. The mean of h is 0, so only g's mean goes.
+    """
     h, scale, w = saved
     shape, n = dy.shape, dy.shape[-1]
     dy = dy.reshape(-1, n)
     dw, db = np.einsum("ij,ij->j", dy, h), _constant(len(dy), 1, dy.dtype) @ dy
-    dx = dy * w
+    dx = dy * w  # g
     mean = (dx @ _constant(n, 1 / n, dy.dtype))[:, None]
     h *= np.vecdot(dx, h)[:, None] / n
     h += mean
@@ -68,7 +80,10 @@ _AC = _A * 0.044715
 
 
 def gelu_forward(x):
-    """y = x s, s = (1 + tanh(a x + a c x^3)) / 2, block by block in cache: eight passes (13 %)."""
+    """y = x s, s = (1 + tanh(a x + a c x^3)) / 2, with a = sqrt(2 / pi), c = 0.044715.
+
+    Eight passes over a block that stays in cache, instead of over all of x (13 %).
+    """
     flat = x.reshape(-1)
     y, s = np.empty_like(flat), np.empty_like(flat)
     for i in range(0, flat.size, _BLOCK):
@@ -76,7 +91,7 @@ def gelu_forward(x):
         np.multiply(xi, xi, out=z)
         z *= _AC
         z += _A
-        z *= xi
+        z *= xi  # a x + a c x^3
         np.tanh(z, out=z)
         z *= 0.5
         z += 0.5
@@ -85,7 +100,12 @@ def gelu_forward(x):
 
 
 def gelu_backward(dy, saved):
-    """dx = dy (s + 2 y (1 - s) (a + 3 a c x^2)); no tanh."""
+    """dx = dy (s + 2 y (1 - s) (a + 3 a c x^2)), which needs no tanh. Why:
+
+    y = x s, so dy/dx = s + x ds/dx. With u = a x + a c x^3 and t = tanh u, s = (1 + t) / 2, and
+    ds/du = (1 - t^2) / 2 = (1 + t) (1 - t) / 2 = 2 s (1 - s). Since du/dx = a + 3 a c x^2 and
+    x s = y, x ds/dx = 2 y (1 - s) (a + 3 a c x^2).
+    """
     x, s, y = saved
     flat, dx = dy.reshape(-1), np.empty_like(x)
     for i in range(0, x.size, _BLOCK):
@@ -107,7 +127,7 @@ def relu2_forward(x):
 
 
 def relu2_backward(dy, saved):
-    """dx = 2 r dy, written over r."""
+    """y = r^2, so dx = 2 r dy, written over r; where x < 0, r = 0."""
     saved *= 2
     saved *= dy
     return (saved,)
@@ -121,15 +141,17 @@ def _turns(T, D, base, dtype):
 
 
 def rotary_forward(x, positions, base=1e4):
-    """A pair is a complex number, to turn it one product (7 to 11 % of a step of `--model gpt`)."""
-    # Tables of 2, 4, 8, ... positions: a text that grows token by token makes few of them.
+    """A pair of channels is a complex number, and a product with e^(i angle) turns it (7 to 11 % of
+    a step of `--model gpt`)."""
+    # Tables are of 2, 4, 8, ... positions: a text that grows token by token needs few of them.
     end = positions.stop if isinstance(positions, slice) else positions.max(initial=0) + 1
     turns = _turns(1 << int(end).bit_length(), x.shape[3], base, x.dtype)[positions]
     return (_complex(x) * turns).view(x.dtype), turns
 
 
 def rotary_backward(dy, saved):
-    """The turn back."""
+    """A turn is a product with a matrix, y = x w, so dx = dy w^T. The transpose of a turn is the
+    turn back, which is the conjugate number."""
     return ((_complex(dy) * saved.conj()).view(dy.dtype),)
 
 
@@ -140,7 +162,7 @@ def _complex(x):
 
 
 def cross_entropy_forward(z, targets, count=None):
-    """Keeps p = softmax(z) in one array instead of seven (0 %; 6 to 11 % at V 4,000)."""
+    """Keeps p = softmax(z), one array instead of seven (0 %; 6 to 11 % at V 4,000)."""
     if targets.shape != z.shape[:-1]:
         raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
     t = targets.reshape(-1)
@@ -156,7 +178,11 @@ def cross_entropy_forward(z, targets, count=None):
 
 
 def cross_entropy_backward(dloss, saved):
-    """dz = dloss (softmax(z) - onehot(target)) / count, written over the saved probabilities."""
+    """dz = dloss (p - onehot(target)) / count, written over the saved probabilities p. Why:
+
+    The loss of one target is ln(sum over j of e^z_j) - z_target. The derivative of the first term
+    by z_i is e^z_i / sum of e^z_j = p_i; that of the second is 1 at the target, 0 elsewhere.
+    """
     p, t, scored, count, shape = saved
     if len(scored) < len(t):
         p[t == IGNORED] = 0
@@ -172,25 +198,20 @@ _ROOM = 1 << 17  # scores at a time: 512 KB stay in the L2 cache
 def attention_forward(q, k, v, mask=None, window=None, causal=True):
     """Tile by tile of queries, with no key that none of them sees (8 to 10 %).
 
-    Memory grows with T, not T^2: p is not kept but lse, the logarithm of its sum, (B, H, 1, T).
+    Memory grows with T, not T^2: a tile's weights p are forgotten. What is kept is lse, the
+    logarithm of the sum of e^score, (B, H, 1, T); the backward finds p again as e^(score - lse).
     Scores stand as keys x queries: NumPy reduces over rows faster than along them. q^T is copied:
     BLAS reads a small transposed matrix slowly. y, dq, dk, dv lie in memory as (B, T, H, D), so
     that joining the heads copies nothing. Source: Dao et al. 2022, arXiv 2205.14135, algorithm 1.
     """
     (B, H, T, D), past = q.shape, k.shape[2] - q.shape[2]  # query i stands at position past + i
-    if T == 1 and mask is None and window is None:  # in sampling: a token takes 9 % less
-        p = k @ (q * D**-0.5).reshape(B, H, D, 1)
-        top = p.max(2, keepdims=True)
-        p -= top
-        np.exp(p, out=p)
-        total = p.sum(2, keepdims=True)
-        y = p.reshape(B, H, 1, -1) @ v
-        y /= total
-        return y, (q, k, v, y, np.log(total) + top, mask, window, causal)
+    if T == 1 and mask is None and window is None:
+        y, lse = _attend_once(q, k, v)
+        return y, (q, k, v, y, lse, mask, window, causal)
     qt, y, lse = _flipped(q, D**-0.5), _joinable(q), np.empty((B, H, 1, T), q.dtype)
     for i in range(0, T, _TILE):
         end = min(i + _TILE, T)
-        low = 0 if window is None else max(0, past + i - window + 1)
+        low = 0 if window is None else max(0, past + i - window + 1)  # the keys that they see
         high = past + end if causal else past + T
         for b in _parts(B, H * (high - low) * (end - i)):
             seen = None if mask is None else mask[b, low:high]
@@ -208,10 +229,29 @@ def attention_forward(q, k, v, mask=None, window=None, causal=True):
     return y, (q, k, v, y, lse, mask, window, causal)
 
 
-def attention_backward(dy, saved):
-    """ds = p (v dy^T - sum_d dy y) with p = e^(s - lse); dq = ds^T k, dk = ds q, dv = p dy.
+def _attend_once(q, k, v):
+    """One query that sees all keys, as in sampling, where a token then takes 9 % less -> y, lse"""
+    B, H, _, D = q.shape
+    p = k @ (q * D**-0.5).reshape(B, H, D, 1)
+    top = p.max(2, keepdims=True)
+    p -= top
+    np.exp(p, out=p)
+    total = p.sum(2, keepdims=True)
+    y = p.reshape(B, H, 1, -1) @ v
+    y /= total
+    return y, np.log(total) + top
 
-    Tile by tile of keys, whose gradients are then written once."""
+
+def attention_backward(dy, saved):
+    """dv = p^T dy, ds = p (dy v^T - sum over d of dy_d y_d), dq = ds k, dk = ds^T q. Why:
+
+    y = p v is a product, so dv = p^T dy and dp = dy v^T. p = softmax(s), so (fast_cupy.py derives
+    it) ds = p (dp - sum over j of p_j dp_j). That sum is the sum over j and d of p_j dy_d v_jd,
+    and as the sum over j of p_j v_jd is y_d, it equals the sum over d of dy_d y_d, which needs no
+    p. s = q k^T is a product again; 1 / sqrt(D) goes into q at first, and into dq, dk at last.
+
+    Tile by tile of keys, whose gradients are then written once. Scores stand as keys x queries.
+    """
     q, k, v, y, lse, mask, window, causal = saved
     (B, H, T, D), past = q.shape, k.shape[2] - q.shape[2]
     qt, dyt, dot = _flipped(q, D**-0.5), _flipped(dy, 1.0), np.vecdot(dy, y)[:, :, None]
@@ -219,7 +259,7 @@ def attention_backward(dy, saved):
     dq[...] = 0
     for j in range(0, past + T, _TILE):
         end = min(j + _TILE, past + T)
-        low = max(0, j - past) if causal else 0
+        low = max(0, j - past) if causal else 0  # the queries that see these keys
         high = T if window is None else max(low, min(T, end - 1 + window - past))
         for b in _parts(B, H * (end - j) * (high - low)):
             seen = None if mask is None else mask[b, j:end]
@@ -228,7 +268,7 @@ def attention_backward(dy, saved):
             p -= lse[b, :, :, low:high]
             np.exp(p, out=p)
             np.matmul(p, dy[b, :, low:high], out=dv[b, :, j:end])
-            ds = v[b, :, j:end] @ dyt[b, :, :, low:high]
+            ds = v[b, :, j:end] @ dyt[b, :, :, low:high]  # dp
             ds -= dot[b, :, :, low:high]
             ds *= p
             np.matmul(ds, q[b, :, low:high], out=dk[b, :, j:end])
@@ -239,7 +279,7 @@ def attention_backward(dy, saved):
 
 
 def _parts(B, scores):
-    """Slices of a batch of B texts, as many at a time as _ROOM holds, with so many scores each."""
+    """Slices of a batch of B texts with so many scores each: as many at a time as _ROOM holds."""
     n = max(1, _ROOM // max(1, scores))
     return [slice(b, b + n) for b in range(0, B, n)]
 
@@ -247,15 +287,16 @@ def _parts(B, scores):
 def _scores(k, qt, ahead, mask, window, causal):
     """s = k q^T / sqrt(D), -1e30 where a query may not see a key -> (.., H, keys, queries)
 
-    The first query stands `ahead` of the first key.
+    qt is q^T / sqrt(D). The first query stands `ahead` positions after the first key.
     """
     s = k @ qt
-    row, column = 0, s.shape[3]
-    if mask is None and window is None:  # look only at the corner of keys that come after queries
+    row, column = 0, s.shape[3]  # what may be hidden: keys from row on, queries before column
+    if mask is None and window is None:  # then only the corner of keys that come after queries
         row = max(0, ahead + 1)
         column = max(0, s.shape[2] - row) if causal else 0
     if column:
-        key, query = np.arange(row, s.shape[2])[:, None], np.arange(s.shape[3])[:column] + ahead
+        key = np.arange(row, s.shape[2])[:, None]  # positions, counted from the first key
+        query = np.arange(s.shape[3])[:column] + ahead
         hidden = key > query if causal else np.zeros((len(key), len(query)), bool)
         if window is not None:
             hidden = hidden | (key <= query - window)

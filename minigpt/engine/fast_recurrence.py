@@ -1,18 +1,20 @@
-"""Fast pairs of recurrence on NumPy arrays; see fast_numpy.py. Without them a step of the LSTM in
-tests/benchmarks takes 46 % longer, one of `--model gru` 78 %, of `--model rnn` 20 %.
+"""Fast pairs of recurrence on NumPy arrays; fast_numpy.py says what a pair is. Without them a step
+of the LSTM in tests/benchmarks takes 46 % longer, one of `--model gru` 78 %, of `--model rnn` 20 %.
 
-A cell of G gates is one function, `cell(z, u, *states) -> new states, back`: z (G, B, H) is
-x_t w_ih + b_ih; u (G, B, H) is h_{t-1} w_hh + b_hh, which it may overwrite. `back(*d new states)
--> dz, du, *d states` leaves out what reaches h through u. `_run` applies the cell T times,
-`_run_back` what it returned; the gradients of weights are one product over all times.
+A cell of G gates is one function, `cell(z, u, *states) -> new states, back`. z (G, B, H) is
+x_t w_ih + b_ih, and u (G, B, H) is h_{t-1} w_hh + b_hh, which the cell may overwrite. Its other
+result is a function, `back(*d new states) -> dz, du, *d states`, which leaves out what reaches h
+through u. `_run` applies the cell T times, and `_run_back` goes from the last time to the first
+with what the cells returned. The gradients of the weights are one product over all times.
 """
 
 import numpy as np
 
 
 def _blocks(w, G):
-    """w (I, G H) -> (G, H / 32, I, 32): BLAS multiplies a few rows by narrow matrices without
-    packing these first: 78 to 115 GFLOP/s of one core at 16 x 256 @ 256 x 1024."""
+    """w (I, G H) -> (G, H / 32, I, 32). BLAS copies a wide matrix before it multiplies by it, but
+    not a narrow one. For a few rows that copy is much of the work: without it one core does 115
+    GFLOP/s instead of 78, at 16 x 256 @ 256 x 1024."""
     H = w.shape[1] // G
     n = 32 if H % 32 == 0 else H
     return np.ascontiguousarray(w.reshape(len(w), G, H // n, n).transpose(1, 2, 0, 3))
@@ -27,7 +29,11 @@ def _times(x, blocks):
 
 
 def _run(cell, x, states, w_ih, w_hh, b_ih, b_hh, mask):
-    """-> [y (B, T, H), the first state at all times; the last of the others], and for _run_back"""
+    """Apply the cell from left to right.
+
+    -> [y (B, T, H), the first state at all times; then the last of each other state], and what
+    _run_back needs
+    """
     (B, T, C), (H, n) = x.shape, w_hh.shape
     x = x.swapaxes(0, 1).reshape(T * B, C)  # time first: what belongs to one step lies together
     z = x @ w_ih
@@ -49,8 +55,13 @@ def _run(cell, x, states, w_ih, w_hh, b_ih, b_hh, mask):
 
 
 def _run_back(dys, saved):
-    """dys: of y and the last states but the first, None where there is none
-    -> the gradients of x, the first states, w_ih, w_hh, b_ih, b_hh"""
+    """The chain rule from the last time to the first ("backpropagation through time").
+
+    h_t acts on the loss in two ways: through y_t, and through h_{t+1}, both by the weights w_hh
+    (du w_hh^T) and directly (what `back` returns). ds collects these contributions.
+    dys: the gradients of y and of the last states but the first, None for one that is not used
+    -> the gradients of x, the first states, w_ih, w_hh, b_ih, b_hh
+    """
     x, h, backs, w_ih, w_hh, padding = saved
     (T, B, H), n = h.shape, w_hh.shape[1]
     dy = np.zeros((B, T, H), h.dtype) if dys[0] is None else dys[0]
@@ -59,7 +70,7 @@ def _run_back(dys, saved):
     gates = both.swapaxes(2, 3)
     for t in reversed(range(T)):
         ds[0] = ds[0] + dy[:, t]
-        if padding is not None:  # what arrives there goes on to the states before
+        if padding is not None:  # the state was kept there: its gradient goes on unchanged
             passing, ds = np.where(padding[t], ds, 0), np.where(padding[t], 0, ds)
         gates[0, t], gates[1, t], *ds = backs[t](*ds)
         ds[0] = ds[0] + _times(both[1, t].reshape(B, n), blocks)[0]
@@ -87,18 +98,20 @@ def _rnn(z, u, h):
 
 
 def rnn_backward(dy, saved):
+    """As _run_back, with one output."""
     return _run_back([dy], saved)
 
 
 def lstm_forward(x, h, c, w_ih, w_hh, b_ih, b_hh, mask=None):
+    """Four gates in one product per step, and one tanh for all of them."""
     return _run(_lstm, x, (h, c), w_ih, w_hh, b_ih, b_hh, mask)
 
 
 def _lstm(z, u, h, c):
     """Written over u: one tanh serves all gates, as sigmoid z = 1/2 + tanh(z/2)/2."""
     u += z
-    i, f, g, o = u
-    for s in (u[:2], o):
+    i, f, g, o = u  # views: they become the gates' values as u does
+    for s in (u[:2], o):  # the sigmoids: i and f, o
         s *= 0.5
     np.tanh(u, out=u)
     for s in (u[:2], o):
@@ -108,7 +121,7 @@ def _lstm(z, u, h, c):
     tanh_c = np.tanh(c_new)
 
     def back(dh, dc):
-        """Of a sigmoid s the slope is s (1 - s), of a tanh t it is 1 - t^2."""
+        """h = o tanh c, c = f c_before + i g. A sigmoid s has slope s (1 - s), a tanh t 1 - t^2."""
         dh_o = dh * o
         dc = dc + dh_o * (1 - tanh_c * tanh_c)
         dc_i, dc_f = dc * i, dc * f
@@ -123,17 +136,20 @@ lstm_backward = _run_back  # of y and c
 
 
 def gru_forward(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
+    """Three gates in one product per step."""
     [y], saved = _run(_gru, x, (h,), w_ih, w_hh, b_ih, b_hh, mask)
     return y, saved
 
 
 def _gru(z, u, h):
-    r, k = np.tanh((z[:2] + u[:2]) * 0.5) * 0.5 + 0.5
+    r, k = np.tanh((z[:2] + u[:2]) * 0.5) * 0.5 + 0.5  # sigmoids; k is the definition's gate u
     n = np.tanh(z[2] + r * u[2])
 
     def back(dh):
+        """h_new = n + k (h - n), n = tanh(z_n + r u_n); u_n gets what z_n gets, times r."""
         dn = dh * (1 - k) * (1 - n * n)
-        dr, dk = dn * u[2] * r * (1 - r), dh * (h - n) * k * (1 - k)
+        dr = dn * u[2] * r * (1 - r)
+        dk = dh * (h - n) * k * (1 - k)
         return np.array([dr, dk, dn]), np.array([dr, dk, dn * r]), dh * k
 
     return (n + k * (h - n),), back

@@ -41,7 +41,11 @@ def _import(files):
 
 
 def fused(definition):
-    """Let the fast pair of this name, where there is one, stand in for the definition."""
+    """Let the fast pair of this name, where there is one, stand in for the definition.
+
+    `f_forward(*arrays)` returns y and what `f_backward(dy, saved)` needs for the gradients of all
+    inputs. These two know nothing of Tensors; here their work becomes a step of history.
+    """
     name, parameters = definition.__name__, signature(definition)
     forward_name, backward_name = f"{name}_forward", f"{name}_backward"
 
@@ -49,7 +53,7 @@ def fused(definition):
     def call(*args, **options):
         if options:
             args = _in_places(parameters, args, options)
-        arrays = [x.data if isinstance(x, Tensor) else x for x in args]
+        arrays = [x.data if isinstance(x, Tensor) else x for x in args]  # raw(x), without its call
         forward = fast(forward_name, arrays[0])
         if forward is None:
             return definition(*args)
@@ -80,21 +84,32 @@ def _rule(backward, saved):
 
 @fused
 def linear(x, w, b):
-    """y = x w + b.  x (..., I), w (I, O), b (O,) or None -> (..., O)"""
+    """y = x w + b: each output is a weighted sum of the inputs, plus a bias.
+
+    x (..., I), w (I, O), b (O,) or None -> (..., O)
+    """
     y = matmul(x, w)
     return y if b is None else y + b
 
 
 @fused
 def embedding(w, ids):
-    """y = the rows of w that ids name.  w (V, C), ids (...) integers -> (..., C)"""
+    """y = the rows of w that ids name: each token's own vector, learned as any other weight.
+
+    w (V, C), ids (...) integers -> (..., C)
+    """
     return w[ids]
 
 
 @fused
 def softmax(x, axis=-1):
-    """y = e^x / sum e^x along axis.  Source: Goodfellow et al. 2016, section 6.2.2.3"""
-    y = exp(x - max(raw(x), axis, keepdims=True))  # the shift cancels; e^x cannot overflow
+    """y = e^x / sum e^x along axis: any numbers, called logits, become probabilities that add to 1.
+
+    If all logits of a row are shifted by the same amount, y stays: the factor e^shift stands above
+    and below the line. So the largest is shifted to 0, and no e^x can overflow.
+    Source: Goodfellow et al. 2016, section 6.2.2.3
+    """
+    y = exp(x - max(raw(x), axis, keepdims=True))
     return y / sum(y, axis, keepdims=True)
 
 
@@ -107,26 +122,30 @@ def log_softmax(x, axis=-1):
 
 @fused
 def cross_entropy(z, targets, count=None):
-    """-sum ln softmax(z)[target] / count.  z (..., V), targets (...) ids -> () in nats per target
+    """How surprised logits z are by the targets: -sum ln softmax(z)[target] / count.
 
-    Targets of -100 are not scored. `count` is what the sum is divided by: the scored targets here,
-    unless the caller knows those of the whole batch, of which this is a part.
+    z (..., V), targets (...) ids -> (), in nats per target. A nat is the surprise at an event of
+    probability 1 / e; who gives each of V tokens the same probability has a loss of ln V.
+    Targets of -100 are not scored. The sum is divided by `count`. Without it that is the number of
+    targets scored here; who passes a part of a batch gives the number in the whole batch.
     Raises ValueError if the shapes disagree. Source: Goodfellow et al. 2016, section 6.2.2.3.
     """
     if targets.shape != z.shape[:-1]:
         raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
-    xp, targets = module_of(raw(z)), targets.reshape(-1)
-    scored = targets != IGNORED
-    logp = log_softmax(reshape(z, (targets.size, z.shape[-1])))
-    hit = logp[xp.arange(targets.size), xp.where(scored, targets, 0)]
+    xp, t = module_of(raw(z)), targets.reshape(-1)
+    scored = t != IGNORED
+    logp = log_softmax(reshape(z, (t.size, z.shape[-1])))
+    hit = logp[xp.arange(t.size), xp.where(scored, t, 0)]  # ln p of each target; any if not scored
     return -sum(where(scored, hit, 0.0)) / float(count or scored.sum() or 1)
 
 
 @fused
 def layer_norm(x, w, b, eps=1e-5):
-    """y = (x - mean) / sqrt(variance + eps) w + b over the last axis.  x (..., C), w, b (C,)
+    """Bring each row to mean 0 and variance 1; then w and b, which are learned, set the scale.
 
-    Source: Ba et al. 2016, arXiv 1607.06450.
+    y = (x - mean) / sqrt(variance + eps) w + b over the last axis.  x (..., C), w, b (C,)
+    eps keeps a row of equal numbers from being divided by 0. Source: Ba et al. 2016, arXiv
+    1607.06450.
     """
     x = x - mean(x, -1, keepdims=True)
     return x / sqrt(mean(x * x, -1, keepdims=True) + eps) * w + b
@@ -134,7 +153,10 @@ def layer_norm(x, w, b, eps=1e-5):
 
 @fused
 def gelu(x):
-    """y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  Source: Hendrycks & Gimpel 2016"""
+    """y = x where x is large, 0 where it is very negative, and a smooth bend between.
+
+    y = x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))).  Source: Hendrycks & Gimpel 2016
+    """
     return x * 0.5 * (tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0)
 
 
@@ -142,7 +164,8 @@ def gelu(x):
 def dropout(x, p, seed):
     """y = x / (1 - p), or 0 with probability p; the integer seed fixes which.
 
-    Source: Srivastava et al. 2014, section 10, scaled during training as is usual now.
+    As any number may be missing, the next layer cannot rely on a single one. The factor keeps the
+    mean of y at x. Source: Srivastava et al. 2014, section 10, scaled during training as is usual.
     """
     keep = uniform(module_of(raw(x)), x.shape, seed) >= p
     return x * (keep.astype(x.dtype) * (1 / (1 - p)))
@@ -150,20 +173,24 @@ def dropout(x, p, seed):
 
 @fused
 def attention(q, k, v, mask=None, window=None, causal=True):
-    """y = softmax(q k^T / sqrt(D)) v.  q (B, H, T, D), k, v (B, H, S, D) -> (B, H, T, D)
+    """Each position asks with its query q which keys k fit, and gets the mean of the values v
+    there, weighted by how well they fit: y = softmax(q k^T / sqrt(D)) v.
 
-    The queries are the last T of S positions; causal: each sees keys up to its own position, with a
-    window the last `window` of them. mask (B, S): keys with 0 are padding, never seen.
-    A query that sees nothing gets zeros.
+    q (B, H, T, D), k, v (B, H, S, D) -> (B, H, T, D); H heads ask independently. The queries are
+    the last T of S positions. causal: each sees keys up to its own position, so that no position
+    knows what follows it; with a window, the last `window` of these. mask (B, S): keys with 0 are
+    padding, never seen. A query that sees nothing gets zeros.
+    The product of two vectors of D standard normal numbers has variance D: the division by sqrt(D)
+    brings it to 1.
     Source: Vaswani et al. 2017, section 3.2.1; window: Brown et al. 2020, section 2.1.
     """
     xp, T, S = module_of(raw(q)), q.shape[2], k.shape[2]
-    query, key = xp.arange(S - T, S)[:, None], xp.arange(S)
-    seen = key <= query if causal else xp.ones((T, S), bool)
+    query, key = xp.arange(S - T, S)[:, None], xp.arange(S)  # their positions, as column and row
+    seen = key <= query if causal else xp.ones((T, S), bool)  # (T, S)
     if window is not None:
         seen = seen & (key > query - window)
     if mask is not None:
-        seen = seen & (mask[:, None, None, :] != 0)
-    z = matmul(q, k.transpose((0, 1, 3, 2))) * q.shape[3] ** -0.5
-    p = softmax(where(seen, z, -1e30))  # finite, so that a row without keys is no NaN
+        seen = seen & (mask[:, None, None, :] != 0)  # (B, 1, T, S)
+    z = matmul(q, k.transpose((0, 1, 3, 2))) * q.shape[3] ** -0.5  # (B, H, T, S)
+    p = softmax(where(seen, z, -1e30))  # e^-1e30 = 0; finite, so that a row without keys is no NaN
     return matmul(where(seen, p, 0.0), v)

@@ -23,16 +23,16 @@ def subtract(a, b):
 
 
 def multiply(a, b):
-    """y = a b, elementwise"""
+    """y = a b, elementwise.  If a grows by a little, y grows by b times as much: da = dy b."""
     x, w = raw(a), raw(b)
     return record(x * w, (a, lambda dy: dy * w), (b, lambda dy: dy * x))
 
 
 def divide(a, b):
-    """y = a / b, elementwise"""
+    """y = a / b, elementwise; dy/db = -a / b^2 = -y / b, which needs no a"""
     w = raw(b)
     y = raw(a) / w
-    return record(y, (a, lambda dy: dy / w), (b, lambda dy: -dy * y / w))  # -a / b^2 = -y / b
+    return record(y, (a, lambda dy: dy / w), (b, lambda dy: -dy * y / w))
 
 
 def negative(x):

@@ -8,36 +8,42 @@ from minigpt.engine.ops import concatenate, reshape, stack, where
 
 @fused
 def relu2(x):
-    """y = max(x, 0)^2.  Source: So et al. 2021, arXiv 2109.08668, section 3.1"""
+    """y = max(x, 0)^2, cheaper than GELU.  Source: So et al. 2021, arXiv 2109.08668, section 3.1"""
     x = where(raw(x) <= 0, 0.0, x)
     return x * x
 
 
 @fused
 def rotary(x, positions, base=1e4):
-    """Turn each pair (x_2i, x_2i+1) by the angle base^(-2i/D) t, t its position.  x (B, T, H, D)
+    """Write positions into queries and keys: turn each pair (x_2i, x_2i+1), a point in the plane.
 
-    positions: a slice, the same for every text, or (B, T). The product of two turned vectors
-    depends on the difference of their positions. Source: Su et al. 2021, section 3.2.2.
+    The angle is base^(-2i/D) t, t the position. The product of two vectors, turned by the angles of
+    positions s and t, depends on s - t alone: attention then sees distances, not places.
+    x (B, T, H, D) -> the same; positions: a slice, the same for every text, or (B, T).
+    Source: Su et al. 2021, section 3.2.2.
     """
     xp, D = module_of(raw(x)), x.shape[3]
     if isinstance(positions, slice):
         positions = xp.arange(positions.start, positions.stop)
-    angle = positions[..., None, None] * base ** (xp.arange(0, D, 2) / -D)
+    angle = positions[..., None, None] * base ** (xp.arange(0, D, 2) / -D)  # (.., T, 1, D / 2)
     cos, sin = xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype)
     a, b = x[..., 0::2], x[..., 1::2]
-    return reshape(stack([a * cos - b * sin, a * sin + b * cos], -1), x.shape)
+    turned = [a * cos - b * sin, a * sin + b * cos]
+    return reshape(stack(turned, -1), x.shape)  # a and b take turns again, as in x
 
 
 @fused
 def token_shift(x, past=None):
-    """A quarter of the channels comes from the token before, the second from the one before that.
+    """A quarter of the channels comes from the token before, a quarter from the one before that.
 
+    So a layer that looks at one token alone can tell which three tokens stand together.
     x (B, T, C), past (B, 2, C) the two tokens before x, None = zeros -> (B, T, C)
     Source: Lin et al. 2019, arXiv 1811.08383, section 3; in language models: Peng et al. 2023.
     """
     B, T, C = x.shape
     if past is None:
         past = module_of(raw(x)).zeros((B, 2, C), x.dtype)
-    whole, n = concatenate([past, x], 1), C // 4
-    return concatenate([whole[:, 1:-1, :n], whole[:, :-2, n : 2 * n], x[:, :, 2 * n :]], 2)
+    whole, n = concatenate([past, x], 1), C // 4  # token t of x is token t + 2 of whole
+    one_before = whole[:, 1:-1, :n]
+    two_before = whole[:, :-2, n : 2 * n]
+    return concatenate([one_before, two_before, x[:, :, 2 * n :]], 2)

@@ -10,18 +10,21 @@ from minigpt.engine.ops import reshape, split, stack, tanh, where
 
 
 def sigmoid(x):
-    """y = 1 / (1 + e^-x) = (1 + tanh(x / 2)) / 2, which cannot overflow"""
+    """y = 1 / (1 + e^-x), between 0 and 1; as (1 + tanh(x / 2)) / 2, which cannot overflow"""
     return tanh(x * 0.5) * 0.5 + 0.5
 
 
 def _recur(cell, x, state, w, b, mask):
-    """cell(x_t w + b, *state) -> state from left to right.  x (B, T, I) -> (B, T, H), last state
+    """state = cell(x_t w + b, *state) from left to right.  x (B, T, I) -> y (B, T, H), last state
 
-    y holds the first part of the state at all times. Where mask (B, T) is 0, the state stays.
+    The state is a tuple of (B, H); y holds its first part at all times. Where mask (B, T) is 0,
+    the state stays.
     """
-    ys, z = [], linear(x, w, b)  # of all times at once
+    z = linear(x, w, b)  # of all times in one product: it needs no state
+    ys = []
     for t, now in enumerate(split(z, x.shape[1], 1)):
-        after = cell(reshape(now, (now.shape[0], now.shape[2])), *state)
+        B, _, n = now.shape
+        after = cell(reshape(now, (B, n)), *state)
         if mask is not None:
             real = mask[:, t, None] != 0
             after = [where(real, new, old) for new, old in zip(after, state, strict=True)]
@@ -32,7 +35,7 @@ def _recur(cell, x, state, w, b, mask):
 
 @fused
 def rnn(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
-    """h_t = tanh(x_t w_ih + b_ih + h_{t-1} w_hh + b_hh)
+    """The simplest cell: h_t = tanh(x_t w_ih + b_ih + h_{t-1} w_hh + b_hh)
 
     x (B, T, I), h (B, H), w_ih (I, H), w_hh (H, H), b (H,), mask (B, T), 0 = skip
     -> (B, T, H), the last of which is the last h. Source: Elman 1990; the form is torch.nn.RNN's.
@@ -47,10 +50,13 @@ def rnn(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
 
 @fused
 def lstm(x, h, c, w_ih, w_hh, b_ih, b_hh, mask=None):
-    """c_t = s(f) c_{t-1} + s(i) tanh(g);  h_t = s(o) tanh(c_t), s = sigmoid, with
+    """A second state c changes by addition only, so it can keep a number over many steps.
 
-    i, f, g, o = x_t w_ih + b_ih + h_{t-1} w_hh + b_hh;  w_ih (I, 4H), w_hh (H, 4H), b (4H,)
-    x (B, T, I), h, c (B, H), mask (B, T), 0 = skip -> (B, T, H), the last of which is h, and c.
+    c_t = s(f) c_{t-1} + s(i) tanh(g);  h_t = s(o) tanh(c_t), s = sigmoid, with
+    i, f, g, o = x_t w_ih + b_ih + h_{t-1} w_hh + b_hh.
+    The gates, between 0 and 1, decide what comes in (i), what is kept (f) and what shows (o).
+    x (B, T, I), h, c (B, H), w_ih (I, 4H), w_hh (H, 4H), b (4H,), mask (B, T), 0 = skip
+    -> (B, T, H), the last of which is h, and c.
     Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000; the form is torch.nn.LSTM's.
     """
 
@@ -65,16 +71,20 @@ def lstm(x, h, c, w_ih, w_hh, b_ih, b_hh, mask=None):
 
 @fused
 def gru(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
-    """h_t = (1 - u) n + u h_{t-1};  r, u = s(r_x + r_h), s(u_x + u_h), n = tanh(n_x + r n_h), with
+    """The gate u mixes the old state with a new one, n; the gate r says how much n sees of the old.
 
-    r_x, u_x, n_x = x_t w_ih + b_ih;  r_h, u_h, n_h = h_{t-1} w_hh + b_hh;  w (.., 3H), b (3H,)
-    x (B, T, I), h (B, H), mask (B, T), 0 = skip -> (B, T, H), the last of which is the last h
+    h_t = (1 - u) n + u h_{t-1};  r, u = s(r_x + r_h), s(u_x + u_h), n = tanh(n_x + r n_h), with
+    r_x, u_x, n_x = x_t w_ih + b_ih;  r_h, u_h, n_h = h_{t-1} w_hh + b_hh;  s = sigmoid
+    x (B, T, I), h (B, H), w_ih (I, 3H), w_hh (H, 3H), b (3H,), mask (B, T), 0 = skip
+    -> (B, T, H), the last of which is the last h.
     Source: Cho et al. 2014, arXiv 1406.1078; the form is torch.nn.GRU's.
     """
 
     def cell(z, h):
-        (r, u, n), (r_h, u_h, n_h) = split(z, 3, 1), split(linear(h, w_hh, b_hh), 3, 1)
-        n = tanh(n + sigmoid(r + r_h) * n_h)
-        return (n + sigmoid(u + u_h) * (h - n),)
+        r_x, u_x, n_x = split(z, 3, 1)
+        r_h, u_h, n_h = split(linear(h, w_hh, b_hh), 3, 1)
+        n = tanh(n_x + sigmoid(r_x + r_h) * n_h)
+        return (n + sigmoid(u_x + u_h) * (h - n),)
 
-    return _recur(cell, x, (h,), w_ih, b_ih, mask)[0]
+    y, _ = _recur(cell, x, (h,), w_ih, b_ih, mask)
+    return y
