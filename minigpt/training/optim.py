@@ -24,7 +24,7 @@ class SGD:
 
     flat: a Flat, whose gradient is zero again after a step. moments: the arrays that an optimizer
     remembers from step to step, so a checkpoint has to keep them.
-    Source: Sutskever et al. 2013, section 2; decay: Loshchilov & Hutter 2019, algorithm 1.
+    Source: Sutskever et al. 2013, section 2; decay: Loshchilov & Hutter 2019.
     """
 
     kept = 1, 1  # numbers remembered per weight of a hidden matrix, and per other weight
@@ -86,7 +86,7 @@ def clip(gradient, limit):
 
     So one unusual batch cannot throw the weights far off. A gradient that is not finite stays as it
     is, and the caller sees this in the norm.
-    Source: Pascanu et al. 2013, algorithm 1.
+    Source: Pascanu et al. 2013, arXiv 1211.5063.
     """
     norm = math.sqrt(float(gradient @ gradient))
     if limit < norm < math.inf:
@@ -105,7 +105,7 @@ def cosine(done):
 def stable(done):
     """The peak rate for 40 % of the steps, and then a straight line down to 0.
 
-    Source: Hu et al. 2024, arXiv 2404.06395, section 4.
+    Source: Hu et al. 2024, arXiv 2404.06395, where the fall takes the last tenth only.
     """
     return min(1.0, (1 - done) / 0.6)
 
