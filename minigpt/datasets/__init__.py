@@ -1,1 +1,1 @@
-"""Data: text becomes tokens, tokens become windows, counting shows what a model must beat."""
+"""Data: text, questions, images, sounds and tables, as the arrays that a model learns from."""
