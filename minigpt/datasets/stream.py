@@ -31,7 +31,7 @@ class Shuffled:
         self.order = rng.permutation(len(self))
 
     def take(self, n):
-        """-> the next n places (n,), if need be of the end of one epoch and the start of the next"""
+        """-> the next n places (n,); behind the end of an epoch the next one goes on"""
         places = np.empty(n, int)
         for i in range(n):
             places[i] = self.order[self.index]

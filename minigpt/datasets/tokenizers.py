@@ -4,7 +4,7 @@ import numpy as np
 
 
 class CharTokenizer:
-    """One token per character; its id is its place in `characters`, which are distinct and sorted"""
+    """One token per character. Its id is its place in `characters` (distinct, sorted)."""
 
     def __init__(self, characters):
         self.characters, self.vocab_size = characters, len(characters)
