@@ -30,8 +30,8 @@ TEXTS = {"manual": manual}  # what --data may name instead of a file: function(c
 def read_manual():
     """The manual itself, read from the Python that runs this.
 
-    Documents of at most 80 characters are left out. The others are shuffled, so that the held-out
-    end is like the rest. A paragraph that occurs twice is kept once: a model could copy it.
+    Documents of at most 80 characters are left out. The others are shuffled, so that the end, which
+    is held out, is like the rest. Of equal paragraphs one is kept: a model could copy the others.
     """
     from pydoc_data.topics import topics
 
@@ -57,7 +57,10 @@ def docstrings(path):
 
 
 def cached(path, make, read=str):
-    """read() of the file's text; if there is none or it is damaged, of make(), kept there."""
+    """What read() makes of the text in a file.
+
+    If there is no file, or a damaged one, make() gives the text, and the file keeps it.
+    """
     with suppress(OSError, ValueError):
         return read(path.read_bytes().decode())
     text = make()
