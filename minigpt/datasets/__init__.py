@@ -1,4 +1,4 @@
-"""Data: examples of any kind become arrays of numbers. Here every tokenizer has its name.
+"""Data of every kind, as the arrays that a model learns from. Here every tokenizer has its name.
 
 The names of data stand beside what makes it: text.TEXTS, tasks.TASKS, examples.EXAMPLES.
 """

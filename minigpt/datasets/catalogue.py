@@ -1,8 +1,8 @@
 """Which kind of data do the words of --data name?
 
 The names themselves stand beside the code that makes the data: text.TEXTS, tasks.TASKS and
-examples.EXAMPLES. Their files are imported only when a word is no name of a text, so the default
-run loads none but text.py.
+examples.EXAMPLES. A name of a text is looked up first, so that the default run imports neither
+tasks nor examples.
 """
 
 from pathlib import Path
@@ -47,6 +47,7 @@ def kind_of_word(name):
 
 
 def is_csv(name):
+    """Whether the word is the path of a .csv file."""
     return Path(name).suffix.lower() == ".csv"
 
 
@@ -62,12 +63,12 @@ def check_csv(name, target):
 
 
 def kind_of_path(name):
-    """Folders with files of images or sounds are these, all else is text, if it can be read."""
+    """The files in a folder show whether it holds images or sounds; all else is taken for text."""
     from minigpt.datasets import signals
 
     path = Path(name)
     if not path.exists() and nearest(name, examples_and_tasks()):
-        raise absent(name)  # a misspelt name; text.read_file knows what to say of others
+        raise absent(name)  # a misspelt name; of other words text.read_file says what is wrong
     if signals.mnist_files(path):
         return "image"
     files = signals.class_files(path)

@@ -1,11 +1,14 @@
-"""Items in random order, each once per epoch."""
+"""Items in random order. An epoch takes each of them once; the next one, in another order."""
 
 import numpy as np
 
 
 class Shuffled:
-    """The places 0 to n - 1 in an order that seed and epoch give: all that resuming takes is the
-    position, {"epoch", "index"}."""
+    """The places 0 to n - 1 in random order, each once per epoch.
+
+    The order follows from seed and epoch. So the position, {"epoch", "index"}, is all that a run
+    must save to go on later with the same items.
+    """
 
     def __init__(self, n, seed):
         self.n, self.seed = n, seed
@@ -28,7 +31,7 @@ class Shuffled:
         self.order = rng.permutation(len(self))
 
     def take(self, n):
-        """-> the next n places (n,); they may end one epoch and begin another."""
+        """-> the next n places (n,); behind the end of an epoch the next one goes on"""
         places = np.empty(n, int)
         for i in range(n):
             places[i] = self.order[self.index]

@@ -52,8 +52,8 @@ def read_rows(path):
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        remedy = "check the path"
-        raise FileNotFoundError(f"{path}: expected a file, found nothing; {remedy}") from None
+        lost = f"{path}: expected a file, found nothing; check the path"
+        raise FileNotFoundError(lost) from None
     except UnicodeDecodeError as e:
         line, byte = e.object.count(b"\n", 0, e.start) + 1, f"byte 0x{e.object[e.start]:02x}"
         check(False, f"{path}: line {line}", "UTF-8 text", byte, "convert it, say with iconv")

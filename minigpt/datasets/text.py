@@ -30,8 +30,8 @@ TEXTS = {"manual": manual}  # what --data may name instead of a file: function(c
 def read_manual():
     """The manual itself, read from the Python that runs this.
 
-    Documents of at most 80 characters are left out. The others are shuffled, so that the held-out
-    end is like the rest. A paragraph that occurs twice is kept once: a model could copy it.
+    Documents of at most 80 characters are left out. The others are shuffled, so that the end, which
+    is held out, is like the rest. Of equal paragraphs one is kept: a model could copy the others.
     """
     from pydoc_data.topics import topics
 
@@ -57,7 +57,10 @@ def docstrings(path):
 
 
 def cached(path, make, read=str):
-    """read() of the file's text; if there is none or it is damaged, of make(), kept there."""
+    """What read() makes of the text in a file.
+
+    If there is no file, or a damaged one, make() gives the text, and the file keeps it.
+    """
     with suppress(OSError, ValueError):
         return read(path.read_bytes().decode())
     text = make()
@@ -185,25 +188,30 @@ def witten_bell(train, validation, vocab_size):
     letters: P_1(b) = (2 + 3/3) / (6 + 3) = 1/3. After h = "a" came b, c, b: c(h) = 3, T(h) = 2, so
     P_2(b | a) = (2 + 2/3) / (3 + 2) = 8/15, and P_2(a | a), unseen, is (0 + 2 * 4/9) / 5 = 8/45.
 
-    train, validation: ids (N,), (M,) -> (7,).  Source: Witten and Bell 1991, method C.
+    train, validation: ids (N,), (M,) -> (7,), fewer for a training part of fewer tokens.
+    Source: Witten and Bell 1991, method C.
     """
-    # Every order counts with a few calls of NumPy, because a context is one number: the rank of
-    # its string of tokens among all different strings of this length. The context of order 1 is
-    # the empty string everywhere, of rank 0. A string that is one token longer, (h, w), is the
-    # number rank(h) * vocab_size + w; np.unique ranks these numbers. At the next order the string
-    # that ends at token i is the context of token i + 1.
+    # Each token has its context beside it, and a context is one number: the rank of its string of
+    # tokens among all different strings of this length. At order 1 it is the empty string, of rank
+    # 0, everywhere. The string hw, a context and its token, becomes one number, too: rank of h
+    # times vocab_size, plus w. np.unique ranks these numbers. Then the next order begins, where the
+    # string that ends at token i is the context of token i + 1.
     tokens, M = np.concatenate((train, validation)), len(validation)
     context = np.zeros(len(tokens), np.int64)
-    p, losses = np.full(M, 1 / vocab_size), []  # p: of the validation tokens, in the last order
+    p, losses = np.full(M, 1 / vocab_size), []  # p: of each validation token, by the order before
     for _ in range(min(ORDERS, len(train))):
         different, string = np.unique(context * vocab_size + tokens, return_inverse=True)
+        # Count in the training part, which is all but the last M places.
         contexts = context.max() + 1
-        c_hw = np.bincount(string[:-M], minlength=len(different))  # of each string in train
-        c_h = np.bincount(context[:-M], minlength=contexts)  # of each context there
-        kinds = np.bincount(different[c_hw > 0] // vocab_size, minlength=contexts)  # T(h)
-        h, hw = context[-M:], string[-M:]  # those of the validation tokens
-        seen = c_h[h] > 0
-        p[seen] = ((c_hw[hw] + kinds[h] * p)[seen]) / (c_h[h] + kinds[h])[seen]
+        c_h = np.bincount(context[:-M], minlength=contexts)
+        c_hw = np.bincount(string[:-M], minlength=len(different))
+        context_of = different // vocab_size  # of each different string
+        T_h = np.bincount(context_of[c_hw > 0], minlength=contexts)
+        # Look up the counts of each validation token's context and string.
+        h, hw = context[-M:], string[-M:]
+        c_h, c_hw, T_h = c_h[h], c_hw[hw], T_h[h]
+        seen = c_h > 0
+        p[seen] = (c_hw + T_h * p)[seen] / (c_h + T_h)[seen]
         losses.append(-np.log(p).mean())
         context, tokens = string[:-1], tokens[1:]
     return np.array(losses)

@@ -4,7 +4,7 @@ import numpy as np
 
 
 class CharTokenizer:
-    """One token per character: the id is the place in `characters` (distinct, sorted)."""
+    """One token per character. Its id is its place in `characters` (distinct, sorted)."""
 
     def __init__(self, characters):
         self.characters, self.vocab_size = characters, len(characters)
@@ -46,5 +46,8 @@ class CharTokenizer:
 
 
 def code_points(text):
-    """text of N characters -> (N,) uint32; surrogates, a command line's stray bytes, pass."""
+    """text of N characters -> (N,) uint32.
+
+    Lone surrogates, as which Python reads stray bytes of a command line, have code points, too.
+    """
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
