@@ -8,11 +8,10 @@ from pathlib import Path
 
 from minigpt.applications.application import model_shape
 from minigpt.datasets import catalogue
-from minigpt.nn import FAMILIES, PAPERS
+from minigpt.nn import FAMILIES, PAPERS, model_class
 from minigpt.nn.presets import SIZES
 from minigpt.training import checkpoint
 from minigpt.training.config import Config
-from minigpt.training.defaults import DEFAULTS
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # what SIZES has of a model
 FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # in a resumed run
@@ -72,8 +71,11 @@ def fitted(kind, given):
     """The options: what is given, else the shape of the model, else this data's defaults."""
     model = given.get("model", Config().model)
     own = {}
-    for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):
-        own |= DEFAULTS.get(name, {})
+    if kind != "text" or not model_class(model).heads:  # for attention on text Config's are right
+        from minigpt.training.defaults import DEFAULTS
+
+        for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):
+            own |= DEFAULTS.get(name, {})
     if model in SIZES:
         own |= dict(zip(SHAPE, SIZES[model], strict=True))
     if "minutes" in given:

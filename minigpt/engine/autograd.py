@@ -255,11 +255,8 @@ def _walk(root, output, grad):
             hint = "compute it again, or add the losses and call backward() once"
             raise RuntimeError(f"backward: {node.name} was freed by an earlier backward(); {hint}")
         gradients = node.backward(*arrived.pop(node))
-        inputs, node.inputs, node.backward = (
-            node.inputs,
-            None,
-            None,
-        )  # frees what the rules captured
+        inputs = node.inputs
+        node.inputs = node.backward = None  # the node is spent: what its rules captured is freed
         for (source, number, shape), dx in zip(inputs, gradients, strict=True):
             if dx is not None:
                 _deliver(source, number, _unbroadcast(dx, shape), waiting, arrived)

@@ -47,17 +47,12 @@ class Module:
 
     def named_parameters(self):
         """{name: Tensor}; a parameter used in two places is listed once, under its first name."""
-        found = {}
-        for name, value in vars(self).items():
-            if isinstance(value, Tensor):
-                found[name] = value
+        found = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
         for name, child in self.children():
-            for inner, value in child.named_parameters().items():
-                found[f"{name}.{inner}"] = value
-        first = {}  # id of a Tensor -> its first name
-        for name, value in found.items():
-            first.setdefault(id(value), name)
-        return {name: found[name] for name in first.values()}
+            for inner, p in child.named_parameters().items():
+                if not any(p is known for known in found.values()):
+                    found[f"{name}.{inner}"] = p
+        return found
 
     @property
     def library(self):

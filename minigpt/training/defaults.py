@@ -5,7 +5,6 @@ ROWS = {"block_size": 1, "batch_size": 64, "n_layer": 2, "n_embd": 64, "eval_eve
 ROWS |= {"optimizer": "adamw", "learning_rate": 4e-3, "steps": 1500, "warmup": 50, "patience": 99}
 ROWS |= {"dropout": 0.1}
 DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ there
-    ("text", "gpt2-mini"): {"optimizer": "adamw"},
     **{("text", name): STATEFUL for name in ("lstm", "gru", "rnn")},
     ("task", ""): {"n_embd": 64, "batch_size": 32, "eval_every": 250, "patience": 99},
     **{("task", name): {"n_layer": 2} for name in ("lstm", "gru", "rnn")},
