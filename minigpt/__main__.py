@@ -11,33 +11,31 @@ from minigpt.training.trainer import NEVER
 
 
 def main(words=None):
+    """Print a line about each run, the latest last, and the commands that go on with it."""
     parser = argparse.ArgumentParser("python -m minigpt", description=__doc__)
     parser.add_argument("folder", nargs="?", default="out", metavar="FOLDER")
     parser.add_argument("--version", action="version", version=f"minigpt {minigpt.__version__}")
-    folder = Path(parser.parse_args(words).folder)
-    files = sorted(folder.glob("*/last.safetensors"), key=lambda file: file.stat().st_mtime)
-    if not files:
+    folder, latest = Path(parser.parse_args(words).folder), None
+    for file in sorted(folder.glob("*/last.safetensors"), key=lambda file: file.stat().st_mtime):
+        when = datetime.fromtimestamp(file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+        try:
+            what = describe(read_about(file))
+            latest = shlex.quote(str(file.parent))
+        except (CheckpointError, OSError) as error:
+            what = f"cannot be read: {error}"
+        print(f"{when}  {file.parent}  {what}")
+    if latest:
+        print(f"next: python sample.py {latest}, or python train.py --resume --out {latest}")
+    else:
         print(f"no runs in {folder}/ yet; next: python train.py")
-        return
-    for file in files:
-        print(describe(file))
-    run = shlex.quote(str(files[-1].parent))
-    print(f"next: python sample.py {run}, or python train.py --resume --out {run}")
 
 
-def describe(file):
-    """A line about a run: its folder, what it learns, how far it came, when it stopped."""
-    when = datetime.fromtimestamp(file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
-    try:
-        about = read_about(file)
-        config, state = about["config"], about["state"]
-        data = " ".join(config["data"])
-        steps = f"step {state['step']} of {config['steps'] or '?'}"
-        loss = f"loss {state['best']:.3f}" if state["best"] < NEVER else "no validation yet"
-        what = f"{config['model']} on {data}: {steps}, {loss}"
-    except (CheckpointError, KeyError) as error:
-        what = f"cannot be read: {error}"
-    return f"{when}  {file.parent}  {what}"
+def describe(about):
+    """What a run learns, how far it came, and the lowest loss so far."""
+    config, state = about["config"], about["state"]
+    steps = f"step {state['step']} of {config['steps'] or '?'}"
+    loss = f"loss {state['best']:.3f}" if state["best"] < NEVER else "no validation yet"
+    return f"{config['model']} on {' '.join(config['data'])}: {steps}, {loss}"
 
 
 if __name__ == "__main__":

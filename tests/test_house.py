@@ -1,0 +1,149 @@
+"""The house: names that lead somewhere, what a reader can add, and python -m minigpt."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cli import SMALL, TEXT, mistake
+
+import minigpt
+import sample
+import train
+from minigpt import __main__ as runs
+from minigpt import nn
+from minigpt.applications import options, plan
+from minigpt.engine.ops import split, stack
+from minigpt.messages import check, look_up, nearest
+from minigpt.nn.layers import Linear
+from minigpt.nn.module import Mixer
+from minigpt.nn.recipe import Recipe
+
+
+@pytest.fixture
+def place(tmp_path, tmp_path_factory, monkeypatch):
+    """An empty working folder with a text in it; what train.py caches goes elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "CACHE", tmp_path_factory.mktemp("cache"))
+    Path("text.txt").write_text(TEXT)
+    return tmp_path
+
+
+# names and messages
+
+
+def test_a_name_leads_to_what_it_stands_for():
+    table = {"square": "math:sqrt", "exponential": "math:exp"}
+    assert look_up(table, "square", "--root")(16) == 4
+    with pytest.raises(ValueError, match="--root: expected a known name, got 'squere'; did you"):
+        look_up(table, "squere", "--root")
+    with pytest.raises(ValueError, match="choose one of square, exponential"):
+        look_up(table, "x", "--root")
+
+
+def test_the_nearest_word_is_offered_or_else_another_remedy():
+    assert nearest("manul", ["manual", "qa"]) == "did you mean manual?"
+    assert nearest("zzz", ["manual"]) == "" and nearest("zzz", ["manual"], "look") == "look"
+
+
+def test_a_check_says_where_what_and_what_to_do():
+    check(True, "x", "a", "b", "c")
+    with pytest.raises(ValueError, match="^rows: expected 3, got 2; add one$"):
+        check(False, "rows", 3, 2, "add one")
+
+
+# a mechanism that a reader adds
+
+
+class Average(Mixer):
+    """y_t = (y_t-1 + x_t) / 2, then a matrix: one state, the last y"""
+
+    def __init__(self, n_embd, rng):
+        self.out = Linear(n_embd, n_embd, rng)
+
+    def forward(self, x, mask=None, state=None):
+        y, ys = self.new_state(len(x)) if state is None else state, []
+        for part in split(x, x.shape[1], 1):
+            y = (y + part[:, 0]) * 0.5
+            ys.append(y)
+        return self.out(stack(ys, 1)), None if state is None else y
+
+    def new_state(self, B, block_size=None):
+        return np.zeros((B, len(self.out.weight.data)), np.float32)
+
+
+class AverageModel(Recipe):
+    @classmethod
+    def mixer(cls, config, i, rng):
+        return Average(config.n_embd, rng)
+
+
+@pytest.fixture
+def average(monkeypatch):
+    """The mechanism in the table, as a line there would put it."""
+    for table in (nn.FAMILIES, nn.MODELS):
+        monkeypatch.setitem(table, "average", f"{__name__}:AverageModel")
+
+
+def test_a_new_mixer_writes_classifies_and_is_counted_as_itself(
+    place, average, capsys, monkeypatch
+):
+    train.main(["--data", "text.txt", "--model", "average", *SMALL])
+    sample.main(["out/text-average", "--prompt", "the ", "--tokens", "40"])  # beyond its context
+    assert len(capsys.readouterr().out.splitlines()[-1]) == 44
+    monkeypatch.setattr(train, "CACHE", Path(train.__file__).parent / "data")  # for the digits
+    words = "--data digits --model average --steps 2 --eval-every 1 --n-embd 16".split()
+    train.main([*words, "--workers", "1"])
+    assert "average: 16 wide" in capsys.readouterr().out
+    model, _ = sample.load("out/digits-average", np)
+    assert {type(block.mixer) for block in model.blocks} == {Average}
+    train.main("--model average --n-layer 3 --n-embd 32 --dry-run".split())
+    printed = capsys.readouterr().out
+    outline = plan.outline(options.fitted("text", {"model": "average", "n_embd": 32}), 10)
+    assert plan.parts_of(outline)[0]["mixer"] == 4 * (32 * 32 + 32)
+    assert re.search(rf"mixer +{3 * (32 * 32 + 32):,} ", printed) and "attention" not in printed
+
+
+@pytest.mark.parametrize("name", nn.PAPERS)
+def test_a_papers_model_does_not_classify_and_both_are_named(place, capsys, name):
+    error = mistake(train.main, ["--data", "digits", "--model", name], capsys, place)
+    assert error == (
+        f"train.py: --model: expected gpt, lstm, gru, rnn or conv for examples, got {name}\n"
+    )
+
+
+# python -m minigpt
+
+
+@pytest.mark.parametrize("main", [train.main, sample.main, runs.main])
+def test_every_command_says_its_version(main, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"minigpt {minigpt.__version__}\n"
+
+
+def test_without_runs_the_next_step_is_to_train(place, capsys):
+    runs.main([])
+    assert capsys.readouterr().out == "no runs in out/ yet; next: python train.py\n"
+
+
+def test_runs_are_listed_with_what_they_are_the_latest_last(place, capsys):
+    train.main(["--data", "text.txt", *SMALL])
+    shutil.copytree("out/text-gpt", "out/a copy")
+    Path("out/broken").mkdir()
+    Path("out/broken/last.safetensors").write_text("nothing")
+    for time, name in enumerate(("text-gpt", "a copy", "broken")):
+        os.utime(f"out/{name}/last.safetensors", (1e9 + time, 1e9 + time))
+    capsys.readouterr()
+    runs.main([])
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d  out/", x) for x in lines)
+    assert re.search(r"out/text-gpt  gpt on text.txt: step 6 of 6, loss \d\.\d{3}$", lines[0])
+    assert "out/broken  cannot be read: out/broken/last.safetensors: damaged" in lines[2]
+    assert (
+        last
+        == "next: python sample.py 'out/a copy', or python train.py --resume --out 'out/a copy'"
+    )
