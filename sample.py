@@ -30,16 +30,15 @@ def main(words=None):
     parser = command_line()
     args = parser.parse_args(words)
     how = Sampling(args.tokens, args.temperature, args.top_k, args.top_p, args.stop, args.count)
-    prompt, talks = args.prompt, args.prompt is not None or args.interactive
+    talks = args.prompt is not None or args.interactive
     try:
         library, _ = device.select(args.device)
         model, application = load(args.run or newest(), library)
         if talks:
-            application.listen(how, prompt)
+            application.listen(how, args.prompt)
         if args.input is not None:
             return application.predict(model, args.input)
-        if not talks:
-            prompt = application.without_prompt(model, how, piped)
+        prompt = args.prompt if talks else application.without_prompt(model, how, piped)
     except BrokenPipeError:
         raise  # of a report, see below
     except (ValueError, OSError) as error:
@@ -53,11 +52,10 @@ def main(words=None):
 
 def load(path, library):
     """A run's folder, or a checkpoint in it -> its model, with all weights, and its application."""
-    path = Path(path)
-    file = path
+    file = path = Path(path)
     if path.is_dir():
-        file = path / "best.safetensors"  # there is none before the first validation
-        file = file if file.exists() else path / "last.safetensors"
+        best = path / "best.safetensors"  # there is none before the first validation
+        file = best if best.exists() else path / "last.safetensors"
     arrays, about = checkpoint.load(file)
     config = Config(**about["config"] | {"out": str(path)})
     application = application_class(about["application"]).restore(config, about, FOLDER)
@@ -95,14 +93,14 @@ def command_line():
     """The command line."""
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser("sample.py", description=__doc__, formatter_class=form, allow_abbrev=False)
-    add, whole = parser.add_argument, number(int, (">=", 1))
-    share, natural = number(float, (">", 0), ("<=", 1)), number(int, (">=", 0))
+    add, whole, natural = parser.add_argument, number(int, (">=", 1)), number(int, (">=", 0))
+    positive, share = number(float, (">=", 0)), number(float, (">", 0), ("<=", 1))
     add("--version", action="version", version=f"minigpt {minigpt.__version__}")
     add("run", nargs="?", metavar="DIR|FILE", help="a run's folder, or a checkpoint in it")
     add("--prompt", metavar="TEXT", help="go on from here (default: standard input, if piped)")
     add("--interactive", action="store_true", help="read prompts, one per line")
     add("--tokens", type=whole, default=500, metavar="N", help="how many to write (default 500)")
-    add("--temperature", type=number(float, (">=", 0)), metavar="N",
+    add("--temperature", type=positive, metavar="N",
         help="0: always the likeliest; higher: wilder (default 0.8; of answers 0)")  # fmt: skip
     add("--top-k", type=whole, metavar="N", help="draw from the N likeliest only")
     add("--top-p", type=share, metavar="N", help="draw from the fewest that hold this probability")
