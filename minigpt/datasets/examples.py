@@ -69,7 +69,9 @@ def of_table(path, seed, target, positive=None, audited=None):
     index = classes.index(positive or classes[1]) if len(classes) == 2 else None
     groups = None
     if audited:
-        groups = audited, by_age([columns[audited][i] for i in places[2]])
+        ages = np.array(columns[audited], float)[places[2]]
+        names = np.array(["under 30", "30 to 44", "45 and over"])
+        groups = audited, names[np.digitize(ages, [30, 45])]
     parts = [(x[part], y[part]) for part in places]
     return Examples("table", classes, *parts, encoder, index, groups)
 
@@ -83,49 +85,34 @@ def check_classes(cells, where):
     check(words or count <= 20, where, "20 numbers at most", count, remedy)
 
 
-def by_age(years):
-    """Ages, numbers or cells -> the names of their groups"""
-    names = np.array(["under 30", "30 to 44", "45 and over"])
-    return names[np.digitize(np.array(years, float), [30, 45])]
-
-
-def digits(folder, seed):
+def digits(path, seed):
     """Handwritten digits, 8 x 8 pixels (data/README.md has the source of each file)."""
-    return of_arrays(*signals.digits(folder / "digits.csv.gz"))
+    return of_arrays(*signals.digits(path))
 
 
-def sounds(folder, seed):
+def sounds(path, seed):
     """Five timbres, generated; nothing is read."""
     return of_arrays(*signals.sounds(seed))
 
 
-def tumours(folder, seed, **columns):
-    """Breast tumours: is one malignant?"""
-    return of_table(folder / "tumours.csv", seed, **columns)
-
-
-def credit(folder, seed, **columns):
-    """Loans of a bank: will one not be paid back?"""
-    return of_table(folder / "credit.csv", seed, **columns)
-
-
 class Entry(NamedTuple):
-    """A data set with a name: its kind, what loads it, and of_table's columns."""
+    """A data set with a name."""
 
     kind: str
-    load: Callable  # function(folder, seed, **columns) -> Examples
-    columns: dict = {}
+    load: Callable  # function(path, seed, **columns) -> Examples
+    file: str
+    columns: dict = {}  # of_table's target, positive and audited
 
 
+MALIGNANT = {"target": "diagnosis", "positive": "malignant"}
+BAD = {"target": "creditability", "positive": "bad", "audited": "age_in_years"}
 EXAMPLES = {
-    "digits": Entry("image", digits),
-    "sounds": Entry("sound", sounds),
-    "tumours": Entry("table", tumours, {"target": "diagnosis", "positive": "malignant"}),
-    "credit": Entry(
-        "table",
-        credit,
-        {"target": "creditability", "positive": "bad", "audited": "age_in_years"},
-    ),
+    "digits": Entry("image", digits, "digits.csv.gz"),
+    "sounds": Entry("sound", sounds, ""),
+    # is a breast tumour malignant?
+    "tumours": Entry("table", of_table, "tumours.csv", MALIGNANT),
+    # will a loan of a bank not be paid back?
+    "credit": Entry("table", of_table, "credit.csv", BAD),
 }
 
 
@@ -136,7 +123,7 @@ def load(name, target, seed, folder):
     """
     if name in EXAMPLES:
         entry = EXAMPLES[name]
-        return entry.load(Path(folder), seed, **entry.columns)
+        return entry.load(Path(folder) / entry.file, seed, **entry.columns)
     path = Path(name)
     if not path.exists():
         remedy = nearest(name, EXAMPLES, "check the path")
