@@ -53,7 +53,7 @@ def left_pad(prompts):
     """
     T = max(len(prompt) for prompt in prompts)
     ids = np.zeros((len(prompts), T), np.int32)
-    mask = np.zeros((len(prompts), T), np.int32)
+    mask = np.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, T - len(prompt) :] = prompt
         mask[row, T - len(prompt) :] = 1
@@ -69,16 +69,17 @@ def generate(model, prompts, tokens, rng, **how):
     """
     if not all(len(prompt) for prompt in prompts):
         raise ValueError("generate: expected prompts of at least one token, got an empty one")
-    size = model.block_size
+    size, xp = model.block_size, model.library
     ids, mask = left_pad([prompt[-size:] for prompt in prompts])
-    state = model.new_state(len(ids))
-    unread = ids
+    state, unread = model.new_state(len(ids)), ids
     for _ in range(tokens):
         if state.length + unread.shape[1] > size:
             state = model.new_state(len(ids))
             unread = ids[:, -max(1, size // 2) :]
-        logits = next_logits(model, unread, mask, state)
-        chosen = choose(logits, rng, **how)
+        read_mask = None if mask is None else xp.asarray(mask[:, -unread.shape[1] :])
+        with bare():  # no gradient is needed, so the model computes with arrays alone
+            logits, _ = model(xp.asarray(unread), read_mask, state)
+        chosen = choose(to_numpy(logits[:, -1]), rng, **how)  # what follows the last token
         yield chosen
         unread = chosen[:, None]
         ids = np.concatenate([ids, unread], axis=1)[:, -size:]
@@ -86,24 +87,11 @@ def generate(model, prompts, tokens, rng, **how):
             mask = np.concatenate([mask, np.ones_like(unread)], axis=1)[:, -size:]
 
 
-def next_logits(model, ids, mask, state):
-    """Read ids (B, T) into the state -> the prediction of what follows them, logits (B, V).
-
-    mask: of at least these ids, None without padding. The model computes with arrays alone, as no
-    gradient is needed; that mode ends before generate yields, so that its caller does not see it.
-    """
-    xp = model.library
-    mask = None if mask is None else xp.asarray(mask[:, -ids.shape[1] :])
-    with bare():
-        logits, _ = model(xp.asarray(ids), mask, state)
-        return to_numpy(logits[:, -1])
-
-
 def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
     """Yield the text that follows the prompt piece by piece, up to `stop` if that string comes.
 
-    A piece is one token's text, unless its end may be the beginning of `stop`: that much is held
-    back until the next tokens show what it is.
+    An end of the text that may be the beginning of `stop` is held back until the next tokens show
+    what it is.
     """
     held, decode = "", tokenizer.decoder()
     for ids in generate(model, [tokenizer.encode(prompt)], tokens, rng, **how):
@@ -111,15 +99,9 @@ def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
         if stop and stop in held:
             yield held[: held.index(stop)]
             return
-        free = len(held) - overlap(held, stop)
+        free = 0
+        while not stop.startswith(held[free:]):  # every string starts with "", so this ends
+            free += 1
         yield held[:free]
         held = held[free:]
     yield held + decode([], final=True)
-
-
-def overlap(text, stop):
-    """How many characters at the end of the text are the beginning of stop, but not all of it."""
-    for n in range(min(len(stop) - 1, len(text)), 0, -1):
-        if text.endswith(stop[:n]):
-            return n
-    return 0

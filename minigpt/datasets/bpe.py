@@ -33,8 +33,7 @@ def pattern(end):
     r"""GPT-2's pattern of a word, for text of code points below `end`.
 
     `re` lacks \p{L} and \p{N}, any letter and any digit: they become ranges of code points, in
-    0.02 s for 65,536 of them, 0.3 s for all. Letters that this Python's Unicode does not have yet
-    count as punctuation.
+    0.02 s for 65,536 of them, 0.3 s for all.
     """
     ranges = {"L": "", "N": ""}
     for kind, run in groupby(range(end), lambda c: unicodedata.category(chr(c))[0]):
@@ -50,7 +49,7 @@ def pattern(end):
 
 def words(text):
     """text -> its words, which together are the text: I've  two! -> I, 've, a space, " two", !"""
-    # Most texts need the first 65,536 code points only, whose pattern reads 14 MB/s; all: 4 MB/s.
+    # The pattern of the first 65,536 code points, which most texts need only, reads faster.
     beyond = re.search("[\U00010000-\U0010ffff]", text)
     return pattern(0x110000 if beyond else 0x10000).findall(text)
 
@@ -67,7 +66,6 @@ class Pairs:
     """
 
     def __init__(self, counted):
-        """counted: {word: how often}"""
         self.spelled = [utf8(word).decode("latin-1") for word in counted]
         self.times = list(counted.values())
         self.counts = Counter()
@@ -96,8 +94,7 @@ def learn(counted, most):
     """{word: how often} -> at most `most` merges (left id, right id); merge k makes 256 + k.
 
     The most frequent pair is merged next, of equally frequent ones that of smaller ids; none that
-    occurs only once. Only words that hold the pair are counted anew: 1 MB and 4,096 merges take 1
-    to 2 s.
+    occurs only once. 1 MB and 4,096 merges take 1 to 2 s.
     """
     pairs, merges = Pairs(counted), []
     # A heap gives its smallest entry first: by -count, the most frequent pair. Sorted is a heap.
@@ -120,8 +117,7 @@ def learn(counted, most):
 class BPETokenizer:
     """vocab: the token of each id; merges: "left right" in their order; both in LETTERS.
 
-    A token that no merge makes and that is no byte is special: encode never gives it, and it
-    decodes to itself.
+    A token that is no byte and that no merge makes is special: encode never gives it.
     Raises ValueError, naming `file` and line, if vocab lacks a byte or a merge's tokens.
     """
 
@@ -184,7 +180,6 @@ class BPETokenizer:
 
     @classmethod
     def from_config(cls, config):
-        """The tokenizer whose config() this is."""
         return cls(config["vocab"], config["merges"])
 
     def config(self):
@@ -198,8 +193,7 @@ class BPETokenizer:
         return np.frombuffer(bytearray().join(map(self._spelled.get, found)), np.int32)
 
     def _spell(self, word):
-        """The ids of one word: of the merges that fit the earliest is made, leftmost first, and so
-        on until none fits.
+        """The ids of one word. Again and again the earliest merge that fits is made, leftmost first.
 
         Looking through the word again after each merge would take n^2 steps. Instead a heap holds
         the pairs that can be merged, and each token knows its neighbours: n log n.
@@ -236,10 +230,8 @@ class BPETokenizer:
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def decoder(self):
-        """A function (ids, final=False) -> the text that these ids complete.
-
-        Tokens may split a character. Its first bytes wait until the last one comes, or until final.
-        """
+        """A function (ids, final=False) -> the text that these ids complete: the first bytes of a
+        character wait until its last one comes, or until final."""
         read = codecs.getincrementaldecoder("utf-8")("replace").decode
         return lambda ids, final=False: read(self.decode_bytes(ids), final)
 

@@ -4,11 +4,8 @@ import numpy as np
 
 
 class Shuffled:
-    """The places 0 to n - 1 in random order, each once per epoch.
-
-    The order follows from seed and epoch. So the position, {"epoch", "index"}, is all that a run
-    must save to go on later with the same items.
-    """
+    """The places 0 to n - 1. Their order follows from seed and epoch, so the position,
+    {"epoch", "index"}, is all that a run must save to go on later with the same items."""
 
     def __init__(self, n, seed):
         self.n, self.seed = n, seed

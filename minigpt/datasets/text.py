@@ -16,7 +16,6 @@ from minigpt.messages import check, nearest
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}
 MOST = 2_000_000  # tokens of each part that the n-grams read: a few seconds
-ORDERS = 7  # the longest n-grams: 6 tokens of context and the one that is predicted
 
 
 def manual(cache):
@@ -35,7 +34,8 @@ def read_manual():
     """
     from pydoc_data.topics import topics
 
-    documents, root = [topics[name] for name in sorted(topics)], Path(os.__file__).parent
+    documents = [topics[name] for name in sorted(topics)]
+    root = Path(os.__file__).parent
     for path in sorted(root.rglob("*.py")):
         if SKIPPED.isdisjoint(path.relative_to(root).parts):
             documents += docstrings(path)
@@ -57,14 +57,11 @@ def docstrings(path):
 
 
 def cached(path, make, read=str):
-    """What read() makes of the text in a file.
-
-    If there is no file, or a damaged one, make() gives the text, and the file keeps it.
-    """
+    """What read() makes of a file. If it is absent or damaged, make() gives its text anew."""
     with suppress(OSError, ValueError):
         return read(path.read_bytes().decode())
     text = make()
-    with suppress(OSError):  # a read-only folder: the text is made again next time
+    with suppress(OSError):  # in a read-only folder the text is made again next time
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f"{path.name}.{os.getpid()}")
         beside.write_bytes(text.encode())
@@ -101,8 +98,7 @@ def split(text, block_size):
     """A text or ids -> training, validation (the last 10 %).  Raises ValueError if it is short."""
     least = 10 * block_size
     need = f"more than {least} characters (one context to validate)"
-    remedy = "add text or lower --block-size"
-    check(len(text) > least, "--data", need, len(text), remedy)
+    check(len(text) > least, "--data", need, len(text), "add text or lower --block-size")
     return text[: len(text) * 9 // 10], text[len(text) * 9 // 10 :]
 
 
@@ -123,7 +119,7 @@ class Windows(Shuffled):
         super().__init__(max(1, len(ids) // block_size - 1), seed)
 
     def shuffle(self, rng):
-        """Set `order`: here where the windows start."""
+        """Set `order`, here where the windows start."""
         offsets = min(self.block_size, len(self.ids) - len(self) * self.block_size)
         self.order = rng.integers(offsets) + self.block_size * rng.permutation(len(self))
 
@@ -137,8 +133,7 @@ class Windows(Shuffled):
 def windows_in_order(ids, block_size):
     """All windows side by side, for validation: each token after the first is a target once.
 
-    ids (N,) -> x, y (windows, T). The last window is filled up, x with 0 and y with -100, which
-    the loss ignores.
+    ids (N,) -> x, y (windows, T). The last window is filled up; the loss ignores targets of -100.
     """
     gap = -(len(ids) - 1) % block_size  # what N - 1 lacks to a multiple of T
     x = np.pad(ids[:-1], (0, gap))
@@ -199,7 +194,7 @@ def witten_bell(train, validation, vocab_size):
     tokens, M = np.concatenate((train, validation)), len(validation)
     context = np.zeros(len(tokens), np.int64)
     p, losses = np.full(M, 1 / vocab_size), []  # p: of each validation token, by the order before
-    for _ in range(min(ORDERS, len(train))):
+    for _ in range(min(7, len(train))):
         different, string = np.unique(context * vocab_size + tokens, return_inverse=True)
         # Count in the training part, which is all but the last M places.
         contexts = context.max() + 1

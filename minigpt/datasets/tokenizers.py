@@ -14,12 +14,10 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, text):
-        """The tokenizer whose vocabulary is the characters of the text."""
         return cls("".join(sorted(set(text))))
 
     @classmethod
     def from_config(cls, config):
-        """The tokenizer whose config() this is."""
         return cls(config["characters"])
 
     def encode(self, text):
@@ -46,8 +44,6 @@ class CharTokenizer:
 
 
 def code_points(text):
-    """text of N characters -> (N,) uint32.
-
-    Lone surrogates, as which Python reads stray bytes of a command line, have code points, too.
-    """
+    """text of N characters -> (N,) uint32. Lone surrogates, as which Python reads stray bytes of a
+    command line, have code points, too."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
