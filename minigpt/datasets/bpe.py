@@ -60,10 +60,8 @@ def utf8(word):
 
 
 class Pairs:
-    """The pairs of neighbours in all words: how often each occurs, and in which words.
-
-    A word is spelled with one character per token, chr(id), so that str.replace can join a pair.
-    """
+    """The pairs of neighbours in all words: how often each occurs, and in which words. A word is
+    spelled with one character per token, chr(id), so that str.replace can join a pair."""
 
     def __init__(self, counted):
         self.spelled = [utf8(word).decode("latin-1") for word in counted]
@@ -193,7 +191,7 @@ class BPETokenizer:
         return np.frombuffer(bytearray().join(map(self._spelled.get, found)), np.int32)
 
     def _spell(self, word):
-        """The ids of one word. Again and again the earliest merge that fits is made, leftmost first.
+        """The ids of one word: the earliest merge that fits is made, leftmost first, until none fits.
 
         Looking through the word again after each merge would take n^2 steps. Instead a heap holds
         the pairs that can be merged, and each token knows its neighbours: n log n.

@@ -37,9 +37,6 @@ class Examples:
         return crc
 
 
-# what loads them
-
-
 def of_arrays(kind, classes, parts, rate):
     """Examples of raw images or sounds, as signals.py gives them."""
     encoder = ArrayEncoder.fit(kind, parts[0][0], rate)
@@ -86,12 +83,10 @@ def check_classes(cells, where):
 
 
 def digits(path, seed):
-    """Handwritten digits, 8 x 8 pixels (data/README.md has the source of each file)."""
     return of_arrays(*signals.digits(path))
 
 
 def sounds(path, seed):
-    """Five timbres, generated; nothing is read."""
     return of_arrays(*signals.sounds(seed))
 
 
@@ -140,9 +135,6 @@ def encoder_from(config):
     if config["kind"] == "table":
         return TableEncoder(config["columns"])
     return ArrayEncoder(**config)
-
-
-# batches
 
 
 class Rows(Shuffled):

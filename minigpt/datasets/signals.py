@@ -30,13 +30,11 @@ def labels(names, where):
 
 
 def digits(path):
-    """The handwritten digits that data/ keeps: 64 pixels and the digit in each row."""
+    """Handwritten digits, 8 x 8 pixels (data/README.md has their source): a row of 64 numbers each,
+    and the digit."""
     rows = np.loadtxt(path, np.float32, delimiter=",")
     x, y = rows[:, :64].reshape(-1, 8, 8, 1), rows[:, 64].astype(np.int32)
     return "image", list("0123456789"), [(x[part], y[part]) for part in splits.DIGITS], None
-
-
-# generated sounds
 
 
 def timbres():
@@ -75,7 +73,6 @@ def tones(rng, n, semitones, ratios, amplitudes, damping):
     """
 
     def draw(low, high):
-        """A random number for each sound (n, 1)"""
         return rng.uniform(low, high, (n, 1)).astype(np.float32)
 
     t = np.arange(SAMPLES, dtype=np.float32) / RATE  # s
@@ -96,9 +93,6 @@ def tones(rng, n, semitones, ratios, amplitudes, damping):
     return draw(0.2, 1) * x
 
 
-# MNIST's files
-
-
 def mnist_files(folder):
     """{name: path} of those of MNIST's four files that the folder has, plain or as .gz."""
     files = {}
@@ -110,7 +104,7 @@ def mnist_files(folder):
 
 
 def mnist(folder):
-    """MNIST, or data in its format."""
+    """MNIST, or data in its format, whose labels are digits."""
     files = mnist_files(folder)
     lacking = ", ".join(name for name in MNIST if name not in files)
     check(not lacking, folder, "MNIST's four files", f"no {lacking}", "add what is absent")
@@ -134,10 +128,8 @@ def check_labels(path, y, n):
 
 
 def read_idx(path, axes):
-    """An idx file of bytes with 1 or 3 axes -> uint8.
-
-    It begins with the bytes 0, 0, 8 (their type) and the number of axes. The length of each axis
-    follows as a big-endian uint32, then the data.
+    """An idx file of bytes with 1 or 3 axes -> uint8. It begins with 0, 0, 8 (the type of its data)
+    and the number of axes. The length of each axis follows as a big-endian uint32, then the data.
     """
     try:
         raw = path.read_bytes()
@@ -148,13 +140,9 @@ def read_idx(path, axes):
     form, got = f"an idx file ({magic.hex(' ')})", raw[:4].hex(" ") or "no byte"
     check(raw[:4] == magic, path, form, got, "name another")
     shape = [int.from_bytes(raw[i : i + 4]) for i in range(4, start, 4)]
-    size = start + prod(shape)  # compared before any memory is taken
-    got = f"{len(raw)} bytes"
+    size, got = start + prod(shape), f"{len(raw)} bytes"
     check(len(raw) == size > start, path, f"{size} bytes for {shape}", got, "copy it again")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
-
-
-# folders of .npy and .wav files
 
 
 def class_files(folder):
@@ -196,28 +184,21 @@ def fitted(x, length):
 
 
 def read_array(path):
-    """A .npy or .wav file -> its numbers as float32, and its samples per second or None.
-
-    Raises ValueError if there is no such array in the file, or if a number is not finite.
-    """
-    is_wav = str(path).lower().endswith(".wav")
+    """A .npy or .wav file -> its numbers as float32, and its samples per second or None."""
     try:
-        x, rate = read_wav(path) if is_wav else (read_npy(path), None)
+        if str(path).lower().endswith(".wav"):
+            x, rate = read_wav(path)
+        else:
+            # A file is mapped only if it is as long as its head says: so no memory is taken for a
+            # false head, and nothing pickled is run.
+            x, rate = np.lib.format.open_memmap(path, mode="r"), None
+            x = x.astype(np.float32, casting="same_kind")
     except (EOFError, TypeError, ValueError, KeyError, wave.Error) as e:
         form = "numbers in .npy, or 8 or 16 bits in .wav"
         raise ValueError(f"{path}: expected {form}, got {e!r}; convert it") from None
     right = x.ndim and x.size and np.isfinite(x).all()
     check(right, path, "an array of finite numbers", "NaN, infinity or none", "mend it")
     return x, rate
-
-
-def read_npy(path):
-    """A .npy file of numbers -> float32.
-
-    It is mapped into memory first, which fails if the file is shorter than its head says: so no
-    memory is taken for a false head, and nothing pickled is run.
-    """
-    return np.lib.format.open_memmap(path, mode="r").astype(np.float32, casting="same_kind")
 
 
 def read_wav(path):
@@ -232,10 +213,7 @@ def read_wav(path):
 
 
 class ArrayEncoder:
-    """Raw images and sounds -> what a model reads: x = (raw - mean) / scale.
-
-    mean and scale are two numbers, those of the whole training part.
-    """
+    """Raw images and sounds -> what a model reads: x = (raw - mean) / scale, two numbers."""
 
     def __init__(self, kind, shape, mean, scale, rate):
         self.kind, self.shape, self.mean, self.scale = kind, tuple(shape), mean, scale
@@ -243,7 +221,7 @@ class ArrayEncoder:
 
     @classmethod
     def fit(cls, kind, raw, rate):
-        """The encoder of a training part, raw (N, *shape)."""
+        """The encoder of a training part raw (N, *shape), with the mean and scale of all of it."""
         raw = raw.astype(np.float32)
         return cls(kind, raw.shape[1:], float(raw.mean()), float(raw.std()) or 1.0, rate)
 
@@ -255,8 +233,8 @@ class ArrayEncoder:
         """A .npy file of one example or several, or a .wav file -> x (N, *shape)"""
         raw, rate = read_array(path)
         if self.kind == "sound":
-            right = rate in (self.rate, None)
-            check(right, path, f"{self.rate} samples per second", rate, "convert it")
+            same = rate in (self.rate, None)
+            check(same, path, f"{self.rate} samples per second", rate, "convert it")
             raw = fitted(raw, *self.shape)
         shape = self.shape
         if shape[2:] == (1,) and raw.shape[-1:] != (1,):
@@ -267,5 +245,4 @@ class ArrayEncoder:
         return self.scaled(raw.reshape(-1, *self.shape))
 
     def config(self):
-        """What examples.encoder_from makes the same encoder of."""
         return vars(self) | {"shape": list(self.shape)}

@@ -1,8 +1,7 @@
 """Which images, sounds and rows of tables are learned from, and which are held out.
 
 A model learns from the training part. The validation part chooses among its checkpoints. The test
-part is read once, at the end, so that its score says what to expect of new examples. (text.split
-holds out the end of a text; tasks.py divides its examples where it makes them.)
+part is read once, at the end, so that its score says what to expect of new examples.
 """
 
 import numpy as np
@@ -13,9 +12,9 @@ DIGITS = slice(0, 1257), slice(1257, 1437), slice(1437, 1797)
 
 
 def stratified(y, seed):
-    """Tables and folders of images or sounds: 60, 20 and 20 % of each class, drawn at random.
+    """Tables and folders of images or sounds: 60, 20 and 20 % of each class, drawn at random, so
+    that a rare class, too, has its share in every part.
 
-    As each class is divided by itself, a rare one has its share in every part.
     classes y (N,) -> the places of training, validation and test, three sorted arrays
     """
     rng = np.random.default_rng(seed)

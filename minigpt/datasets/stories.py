@@ -26,12 +26,9 @@ def story(rng, questions=4):
 
 
 def different_questions(world, n):
-    """n random questions, less those that were asked already.
-
-    "Is Mary in the office?" and "Is Mary in the garden?" count as the same, because the answer to
-    one may give away the other. The later one replaces the earlier one, at its place.
-    """
-    different = {}
+    """At most n random questions, no two of them about the same: the answer to "Is Mary in the
+    office?" may give away that to "Is Mary in the garden?"."""
+    different = {}  # the later of two takes the place of the earlier
     for _ in range(n):
         question, answer, kind = world.ask()
         about = question.partition(" in the ")[0]
@@ -40,10 +37,7 @@ def different_questions(world, n):
 
 
 class World:
-    """Who is where, and who has what.
-
-    Every choice is drawn from `rng`, in a fixed order: a seed tells the same stories again.
-    """
+    """Who is where, and who has what."""
 
     def __init__(self, rng):
         # A story takes 84 random numbers at most. Drawing them at once takes half the time.
@@ -71,9 +65,9 @@ class World:
         deed = self.pick(deeds)
         if deed == "move":
             return self.move(who, mine)
-        return (
-            self.take(who, self.pick(here)) if deed == "take" else self.drop(who, self.pick(mine))
-        )
+        if deed == "take":
+            return self.take(who, self.pick(here))
+        return self.drop(who, self.pick(mine))
 
     def can_take(self, who, thing):
         """Whether the thing lies where the person is; one never seen so far may lie anywhere."""

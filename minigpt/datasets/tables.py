@@ -14,10 +14,7 @@ MISSING = {"", "?", "NA"}  # cells that say nothing
 def read_csv(path):
     """{column: cells without outer spaces} of a table whose first line names the columns.
 
-    Of comma, semicolon and tab, the one that is most frequent in the first line separates cells.
-
-    Raises FileNotFoundError, or ValueError with the line if the file is no such table, or if a
-    column of numbers holds nan, inf or the like.
+    Raises FileNotFoundError, or ValueError with the line if the file is no such table.
     """
     (_, header), *rows = read_rows(path)
     where, most = f"{path}: line 1", max(header, key=header.count)
@@ -31,24 +28,18 @@ def read_csv(path):
     columns = {}
     for i, name in enumerate(header):
         columns[name] = [cells[i] for _, cells in rows]
-        wrong = not_finite(columns[name])
-        if wrong is not None:
+        numbers = [0.0 if cell in MISSING else number(cell) for cell in columns[name]]
+        if None not in numbers:  # a column of numbers, of which nan and inf are none
+            wrong = np.isfinite(numbers).argmin()  # the first that is not finite, else 0
             where = f"{path}: line {rows[wrong][0]}, column {name}"
-            got = columns[name][wrong]
-            check(False, where, "a number", got, "write NA where it is missing")
+            finite, got = np.isfinite(numbers[wrong]), columns[name][wrong]
+            check(finite, where, "a number", got, "write NA where it is missing")
     return columns
 
 
-def not_finite(cells):
-    """The place of the first cell like nan or inf in a column of numbers; None if there is none."""
-    numbers = [0.0 if cell in MISSING else number(cell) for cell in cells]
-    if None in numbers or np.isfinite(numbers).all():
-        return None
-    return int(np.isfinite(numbers).argmin())
-
-
 def read_rows(path):
-    """[(number of its line, its cells)] of each line that is not empty."""
+    """[(number of its line, its cells)] of each line that is not empty. Of comma, semicolon and tab
+    the one that is most frequent in the first line separates cells."""
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
@@ -116,7 +107,7 @@ class TableEncoder:
             check(name in columns, f"column {name}", "one of this name", got, "add it")
             cells = ["" if cell in MISSING else cell for cell in columns[name]]
             if "values" in column:
-                parts.append(categories(cells, column["values"]))
+                parts.append(np.array(cells)[:, None] == np.array(column["values"]))
                 new = set(cells) - set(column["values"])
                 if new:
                     self.unseen[name] = {value: cells.count(value) for value in sorted(new)}
@@ -133,7 +124,6 @@ class TableEncoder:
             raise ValueError(f"{path}: {e}") from None
 
     def config(self):
-        """What examples.encoder_from makes the same encoder of."""
         return {"kind": "table", "columns": self.columns}
 
 
@@ -150,11 +140,6 @@ def fit_column(name, cells):
     constant = min(x) == max(x)  # np.std of a constant may be a little above 0, by rounding
     scale = 1.0 if constant else float(np.std(x))
     return {"name": name, "mean": float(np.mean(x)), "scale": scale, "missing": missing}
-
-
-def categories(cells, values):
-    """N cells -> (N, values): whether the cell is the value"""
-    return np.array(cells)[:, None] == np.array(values)
 
 
 def numbers(cells, column):

@@ -31,9 +31,6 @@ class Task(NamedTuple):
         return zlib.crc32("".join(map(text_of, self)).encode("utf-8", "surrogatepass"))
 
 
-# text and ids
-
-
 def asked(question):
     """The text before an answer. It begins with a space, so that the first word of a question is
     the same token as in the middle of a text."""
@@ -42,10 +39,8 @@ def asked(question):
 
 def text_of(examples):
     """All examples one after the other: what a tokenizer is trained on"""
-    lines = []
-    for example in examples:
-        lines += [f"{asked(question)} {answer}\n" for question, answer, _ in example]
-    return "".join(lines)
+    pairs = (pair for example in examples for pair in example)
+    return "".join(f"{asked(question)} {answer}\n" for question, answer, _ in pairs)
 
 
 def encode(examples, tokenizer):
@@ -100,14 +95,11 @@ class Lines(Shuffled):
         return x[:, :longest], y[:, :longest]
 
 
-# where the examples come from
-
-
 def stories(seed, sizes=(40_000, 200, 1200)):
     """Questions about stories; no story is in two parts, nor twice in one.
 
-    sizes: the stories for training, validation and test. The test part is told first, so that it
-    stays the same whatever the size of the training part.
+    sizes: of training, validation and test. The test part is told first, so that it stays the same
+    whatever the size of the training part.
     """
     rng, seen, parts = np.random.default_rng(seed), set(), []
     for size in reversed(sizes):
@@ -164,9 +156,8 @@ def pairs(path, seed):
     for number, line in enumerate(read_file(path).split("\n"), 1):
         cells = [" ".join(cell.split()) for cell in line.split("\t")]
         if any(cells):
-            right = len(cells) == 2 and all(cells)
-            need = "a source, one tab, a target"
-            check(right, f"{path}: line {number}", need, f"{line[:40]!r}", "mend it")
+            right, got = len(cells) == 2 and all(cells), f"{line[:40]!r}"
+            check(right, f"{path}: line {number}", "a source, one tab, a target", got, "mend it")
             source, target = cells
             pair = source, target, Path(path).stem
             of_source.setdefault(source, {})[target] = [pair]  # an example of one question
@@ -174,14 +165,10 @@ def pairs(path, seed):
     check(n >= 10, path, "10 different sources or more", n, "add some")
     order, tenth = np.random.default_rng(seed).permutation(n), n // 10
     groups = [list(examples.values()) for examples in of_source.values()]
-    test = joined(groups, order[:tenth])
-    validation = joined(groups, order[tenth : 2 * tenth])
-    return Task(joined(groups, order[2 * tenth :]), validation, test)
-
-
-def joined(groups, places):
-    """The examples of the groups at these places, in one list."""
-    return [example for i in places for example in groups[i]]
+    parts = []
+    for places in order[2 * tenth :], order[tenth : 2 * tenth], order[:tenth]:
+        parts.append([example for i in places for example in groups[i]])
+    return Task(*parts)
 
 
 TASKS = {"qa": stories, "translation": numerals}  # what --data may name: function(seed) -> Task
