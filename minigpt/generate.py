@@ -47,10 +47,8 @@ def truncated(p, top_k, top_p):
 
 
 def left_pad(prompts):
-    """Prompts of different lengths in one array, zeros in front of the shorter ones.
-
-    B id arrays -> ids (B, T), mask (B, T): 1 for a token, 0 for padding; None if there is none
-    """
+    """Prompts of different lengths, B id arrays, in one array: ids (B, T), with zeros in front of
+    the shorter ones, and mask (B, T), 1 for a token, 0 for padding; None if there is no padding."""
     T = max(len(prompt) for prompt in prompts)
     ids = np.zeros((len(prompts), T), np.int32)
     mask = np.zeros_like(ids)
@@ -90,8 +88,7 @@ def generate(model, prompts, tokens, rng, **how):
 def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
     """Yield the text that follows the prompt piece by piece, up to `stop` if that string comes.
 
-    An end of the text that may be the beginning of `stop` is held back until the next tokens show
-    what it is.
+    Text that may be the beginning of `stop` is held back until later tokens show what it is.
     """
     held, decode = "", tokenizer.decoder()
     for ids in generate(model, [tokenizer.encode(prompt)], tokens, rng, **how):

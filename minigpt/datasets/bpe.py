@@ -191,7 +191,7 @@ class BPETokenizer:
         return np.frombuffer(bytearray().join(map(self._spelled.get, found)), np.int32)
 
     def _spell(self, word):
-        """The ids of one word: the earliest merge that fits is made, leftmost first, until none fits.
+        """The ids of one word: always the earliest merge that fits is made, and leftmost first.
 
         Looking through the word again after each merge would take n^2 steps. Instead a heap holds
         the pairs that can be merged, and each token knows its neighbours: n log n.

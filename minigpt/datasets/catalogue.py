@@ -40,10 +40,7 @@ def is_csv(name):
 
 
 def kind_of(name, target):
-    """The kind of data that one word of --data names, by the word or by the files that are there.
-
-    A folder holds images or sounds; all else that is unknown is taken for text.
-    """
+    """The kind of data that one word of --data names, by the word or by the files there."""
     from minigpt.datasets import examples, signals, tables, tasks
 
     word, path, table = kind_of_word(name), Path(name), is_csv(name)

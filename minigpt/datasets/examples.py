@@ -99,23 +99,19 @@ class Entry(NamedTuple):
     columns: dict = {}  # of_table's target, positive and audited
 
 
+# Is a tumour of the breast malignant? Will a loan of a bank turn bad, that is, not be paid back?
 MALIGNANT = {"target": "diagnosis", "positive": "malignant"}
 BAD = {"target": "creditability", "positive": "bad", "audited": "age_in_years"}
 EXAMPLES = {
     "digits": Entry("image", digits, "digits.csv.gz"),
     "sounds": Entry("sound", sounds, ""),
-    # is a breast tumour malignant?
     "tumours": Entry("table", of_table, "tumours.csv", MALIGNANT),
-    # will a loan of a bank not be paid back?
     "credit": Entry("table", of_table, "credit.csv", BAD),
 }
 
 
 def load(name, target, seed, folder):
-    """The Examples of a name in EXAMPLES, whose file is in the folder, or of a path.
-
-    target: the column of the class, of a .csv; seed: of what is split or generated at random.
-    """
+    """The Examples of a name in EXAMPLES, whose file is in the folder, or of a path."""
     if name in EXAMPLES:
         entry = EXAMPLES[name]
         return entry.load(Path(folder) / entry.file, seed, **entry.columns)
@@ -138,11 +134,8 @@ def encoder_from(config):
 
 
 class Rows(Shuffled):
-    """Examples in random order, each once per epoch.
-
-    vary(x, rng) -> x changes the examples of a batch in what does not matter for their class, as
-    `shifted` and `played` do. So each epoch shows others, and fewer are learned by heart.
-    """
+    """Examples in random order. vary(x, rng) -> x changes those of a batch in what does not matter
+    for their class, so that each epoch shows others and fewer are learned by heart."""
 
     block_size, unit, scale = 1, "rows", 1.0
     epochs = 200  # at most, within --minutes

@@ -30,8 +30,7 @@ def labels(names, where):
 
 
 def digits(path):
-    """Handwritten digits, 8 x 8 pixels (data/README.md has their source): a row of 64 numbers each,
-    and the digit."""
+    """Handwritten digits (data/README.md has their source): 64 pixels and the digit in a row."""
     rows = np.loadtxt(path, np.float32, delimiter=",")
     x, y = rows[:, :64].reshape(-1, 8, 8, 1), rows[:, 64].astype(np.int32)
     return "image", list("0123456789"), [(x[part], y[part]) for part in splits.DIGITS], None
@@ -111,20 +110,15 @@ def mnist(folder):
     images, truth, test_images, test_truth = (files[name] for name in MNIST)
     x, y = read_idx(images, 3), read_idx(truth, 1)
     x_test, y_test = read_idx(test_images, 3), read_idx(test_truth, 1)
-    check_labels(truth, y, len(x))
-    check_labels(test_truth, y_test, len(x_test))
+    for path, found, n in (truth, y, len(x)), (test_truth, y_test, len(x_test)):
+        check(len(found) == n, path, f"{n} labels", len(found), "take files of one set")
+        check(found.max() < 10, path, "labels from 0 to 9", found.max(), "take MNIST's like")
     size, size_test = (" x ".join(map(str, array.shape[1:])) for array in (x, x_test))
     check(size == size_test, test_images, f"images of {size}", size_test, "make them equal")
     x, x_test = x[..., None], x_test[..., None]
     y, y_test = y.astype(np.int32), y_test.astype(np.int32)
     parts = [(x[part], y[part]) for part in splits.last_tenth(len(x))]
     return "image", list("0123456789"), [*parts, (x_test, y_test)], None
-
-
-def check_labels(path, y, n):
-    """Raise ValueError unless the file's labels y are n digits."""
-    check(len(y) == n, path, f"{n} labels", len(y), "take files of one set")
-    check(y.max() < 10, path, "labels from 0 to 9", y.max(), "take MNIST's like")
 
 
 def read_idx(path, axes):

@@ -28,12 +28,12 @@ def read_csv(path):
     columns = {}
     for i, name in enumerate(header):
         columns[name] = [cells[i] for _, cells in rows]
-        numbers = [0.0 if cell in MISSING else number(cell) for cell in columns[name]]
-        if None not in numbers:  # a column of numbers, of which nan and inf are none
-            wrong = np.isfinite(numbers).argmin()  # the first that is not finite, else 0
-            where = f"{path}: line {rows[wrong][0]}, column {name}"
-            finite, got = np.isfinite(numbers[wrong]), columns[name][wrong]
-            check(finite, where, "a number", got, "write NA where it is missing")
+        x = [0.0 if cell in MISSING else number(cell) for cell in columns[name]]
+        if None not in x:  # a column of numbers
+            finite = np.isfinite(x)
+            wrong = finite.argmin()  # the place of the first nan or inf, if there is one
+            where, got = f"{path}: line {rows[wrong][0]}, column {name}", columns[name][wrong]
+            check(finite.all(), where, "a number", got, "write NA where it is missing")
     return columns
 
 

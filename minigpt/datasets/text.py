@@ -70,10 +70,7 @@ def cached(path, make, read=str):
 
 
 def read_file(path):
-    """The text of a UTF-8 file, without a byte order mark, with "\\n" for Windows' line ends.
-
-    Raises FileNotFoundError, or ValueError if it is a folder, is empty or is not UTF-8.
-    """
+    """The text of a UTF-8 file, without a byte order mark, with "\\n" for Windows' line ends."""
     if not os.path.exists(path):
         remedy = nearest(path, TEXTS, f"check the path or use {', '.join(TEXTS)}")
         raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
@@ -119,7 +116,7 @@ class Windows(Shuffled):
         super().__init__(max(1, len(ids) // block_size - 1), seed)
 
     def shuffle(self, rng):
-        """Set `order`, here where the windows start."""
+        """Set `order`: here, where the windows start."""
         offsets = min(self.block_size, len(self.ids) - len(self) * self.block_size)
         self.order = rng.integers(offsets) + self.block_size * rng.permutation(len(self))
 
