@@ -75,7 +75,7 @@ def generate(model, prompts, tokens, rng, **how):
             state = model.new_state(len(ids))
             unread = ids[:, -max(1, size // 2) :]
         read_mask = None if mask is None else xp.asarray(mask[:, -unread.shape[1] :])
-        with bare():  # no gradient is needed, so the model computes with arrays alone
+        with bare():  # arrays suffice, as no gradient is needed; the mode ends before the yield
             logits, _ = model(xp.asarray(unread), read_mask, state)
         chosen = choose(to_numpy(logits[:, -1]), rng, **how)  # what follows the last token
         yield chosen

@@ -183,7 +183,7 @@ def read_array(path):
         if str(path).lower().endswith(".wav"):
             x, rate = read_wav(path)
         else:
-            # A file is mapped only if it is as long as its head says: so no memory is taken for a
+            # Mapping fails if the file is shorter than its head says: so no memory is taken for a
             # false head, and nothing pickled is run.
             x, rate = np.lib.format.open_memmap(path, mode="r"), None
             x = x.astype(np.float32, casting="same_kind")
