@@ -17,7 +17,6 @@ import numpy as np
 
 import minigpt
 from minigpt.applications import application_class
-from minigpt.applications.application import Sampling
 from minigpt.engine import device
 from minigpt.training import checkpoint
 from minigpt.training.config import Config, Parser, number
@@ -29,16 +28,15 @@ def main(words=None):
     """Load a model and let it reply; a user's mistake ends in one line and exit code 2."""
     parser = command_line()
     args = parser.parse_args(words)
-    how = Sampling(args.tokens, args.temperature, args.top_k, args.top_p, args.stop, args.count)
     talks = args.prompt is not None or args.interactive
     try:
         library, _ = device.select(args.device)
         model, application = load(args.run or newest(), library)
         if talks:
-            application.listen(how, args.prompt)
+            application.listen(args, args.prompt)
         if args.input is not None:
             return application.predict(model, args.input)
-        prompt = args.prompt if talks else application.without_prompt(model, how, piped)
+        prompt = args.prompt if talks else application.without_prompt(model, args, piped)
     except BrokenPipeError:
         raise  # of a report, see below
     except (ValueError, OSError) as error:

@@ -148,20 +148,14 @@ def command_line():
     parser = Parser("train.py", description=__doc__, formatter_class=form, allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"minigpt {minigpt.__version__}")
     whether = parser.add_mutually_exclusive_group()
-    whether.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out; --data, --steps (a new schedule), --patience, --device, "
-        "--plain, --workers may change",
-    )
-    whether.add_argument(
-        "--overwrite", action="store_true", help="replace the run in --out; other files stay"
-    )
-    whether.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="say what a model of text and its training would cost; nothing is read or built",
-    )
+    for name, text in (
+        ("--resume", "continue the run in --out; --data, --steps (a new schedule), --patience, "
+            "--device, --plain, --workers may change"),
+        ("--overwrite", "replace the run in --out; other files stay"),
+        ("--dry-run", "say what a model of text and its training would cost; nothing is read or "
+            "built"),
+    ):  # fmt: skip
+        whether.add_argument(name, action="store_true", help=text)
     add_options(parser, {"model": MODELS, "tokenizer": TOKENIZERS})
     return parser
 

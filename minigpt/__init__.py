@@ -49,7 +49,6 @@ datasets/signals.py      15  images and sounds as arrays
 datasets/tables.py       15  tables as arrays
 datasets/examples.py     10  the examples that classifiers learn from
 datasets/catalogue.py     6  which kind of data a name stands for
-nn/hugging_face.py        1  the names that Hugging Face gives to the weights of a GPT-2
 nn/classifier.py         10  classifiers: a CNN, or tokens through the recipe's blocks
 training/scores.py       12  accuracy, AUC, sensitivity, exact match
 applications/answering.py    6  questions, translation and pairs

@@ -96,7 +96,7 @@ def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
         if stop and stop in held:
             yield held[: held.index(stop)]
             return
-        free = 0
+        free = 0  # the first place from which the rest of held could begin `stop`
         while not stop.startswith(held[free:]):  # every string starts with "", so this ends
             free += 1
         yield held[:free]

@@ -15,7 +15,9 @@ import train
 from minigpt import __main__ as runs
 from minigpt import nn
 from minigpt.applications import options, plan
-from minigpt.engine.ops import split, stack
+from minigpt.engine.arrays import module_of
+from minigpt.engine.autograd import raw
+from minigpt.engine.ops import concatenate, split, where
 from minigpt.messages import check, look_up, nearest
 from minigpt.nn.layers import Linear
 from minigpt.nn.module import Mixer
@@ -58,20 +60,23 @@ def test_a_check_says_where_what_and_what_to_do():
 
 
 class Average(Mixer):
-    """y_t = (y_t-1 + x_t) / 2, then a matrix: one state, the last y"""
+    """y_t = (y_t-1 + x_t) / 2, then a matrix; the state is the last y (B, 1, C), padding skips"""
 
     def __init__(self, n_embd, rng):
         self.out = Linear(n_embd, n_embd, rng)
 
     def forward(self, x, mask=None, state=None):
-        y, ys = self.new_state(len(x)) if state is None else state, []
-        for part in split(x, x.shape[1], 1):
-            y = (y + part[:, 0]) * 0.5
+        T, ys = x.shape[1], []
+        y = self.new_state(len(x)) if state is None else state
+        for t, x_t in enumerate(split(x, T, 1)):
+            after = (y + x_t) * 0.5
+            y = after if mask is None else where(mask[:, t - T, None, None] != 0, after, y)
             ys.append(y)
-        return self.out(stack(ys, 1)), None if state is None else y
+        return self.out(concatenate(ys, 1)), None if state is None else raw(y)
 
     def new_state(self, B, block_size=None):
-        return np.zeros((B, len(self.out.weight.data)), np.float32)
+        w = self.out.weight.data
+        return module_of(w).zeros((B, 1, len(w)), w.dtype)
 
 
 class AverageModel(Recipe):
@@ -109,9 +114,9 @@ def test_a_new_mixer_writes_classifies_and_is_counted_as_itself(
 @pytest.mark.parametrize("name", nn.PAPERS)
 def test_a_papers_model_does_not_classify_and_both_are_named(place, capsys, name):
     error = mistake(train.main, ["--data", "digits", "--model", name], capsys, place)
-    assert error == (
-        f"train.py: --model: expected gpt, lstm, gru, rnn or conv for examples, got {name}\n"
-    )
+    *others, last = nn.FAMILIES
+    expected = f"expected {', '.join(others)} or {last} for examples, got {name}\n"
+    assert error == f"train.py: --model: {expected}"
 
 
 # python -m minigpt

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from hugging_face import hugging_face_name
 from strict import registered, strict, syncs
 
 from minigpt import Tensor, no_grad
@@ -14,7 +15,6 @@ from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.gpt import GPT2, GPTConfig
-from minigpt.nn.hugging_face import hugging_face_name
 from minigpt.nn.module import Flat
 from minigpt.nn.recurrence import CELLS, Recurrence
 from minigpt.training.muon import Muon
@@ -371,11 +371,11 @@ def test_weights_of_another_model_are_refused():
     model = gpt()
     arrays = model.state_dict()
     with pytest.raises(
-        ValueError, match=r"blocks.2.mixer.out.bias: expected shape None, got \(12,\)"
+        ValueError, match=r"blocks.2.mixer.out.bias: expected shape none, got \(12,\)"
     ):
         model.load_state_dict(gpt(n_layer=3).state_dict())
-    with pytest.raises(ValueError, match=r"norm.bias: expected shape \(12,\), got None"):
-        model.load_state_dict({n: a for n, a in arrays.items() if n != "norm.bias"})
+    with pytest.raises(ValueError, match=r" norm.weight: expected shape \(12,\), got none; they"):
+        model.load_state_dict({n: a for n, a in arrays.items() if n != "norm.weight"})
     with pytest.raises(ValueError, match=r"embedding.weight: expected shape \(11, 12\), got"):
         model.load_state_dict(arrays | {"embedding.weight": np.zeros((10, 12))})
 
@@ -474,7 +474,7 @@ def steps_and_tokens(xp, form):
             losses.append(loss.item())
         clip(flat.grad, 0.1)
         optimizer.step(1e-2, number)
-    assert module_of(flat.data) is xp and module_of(model.norm.bias.data) is xp
+    assert module_of(flat.data) is xp and module_of(model.norm.weight.data) is xp
     waits = dict(syncs)
     prompts = [np.array([1, 2, 3]), np.array([4])]
     tokens = list(generate(model.eval(), prompts, 20, np.random.default_rng(0)))

@@ -35,7 +35,10 @@ def imported(path):
 
 def test_the_table_of_contents_lists_every_file_once():
     files = {p.relative_to(PACKAGE).as_posix() for p in PACKAGE.rglob("*.py")}
-    assert sorted(CHAPTERS) == sorted(f for f in files if not f.endswith("__init__.py"))
+    files = {f for f in files if not f.endswith("__init__.py")}
+    missing, gone = files - {*CHAPTERS}, {*CHAPTERS} - files
+    assert not missing, f"add {missing} to the table of contents, minigpt/__init__.py"
+    assert not gone and len(CHAPTERS) == len(files)
 
 
 @pytest.mark.parametrize("number", range(len(CHAPTERS)))

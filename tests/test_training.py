@@ -409,7 +409,7 @@ def test_mean_loss_is_that_of_a_slow_loop_over_the_scored_targets(batch_size):
     assert model.training and model.blocks[0].mlp.dropout.training
 
 
-@pytest.mark.parametrize("where", ["embedding.weight", "blocks.0.mlp.up.weight", "norm.bias"])
+@pytest.mark.parametrize("where", ["embedding.weight", "blocks.0.mlp.up.weight", "norm.weight"])
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path, where):
     run = new_trainer(tmp_path)
     step, before = run.train_step, {}

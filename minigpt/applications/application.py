@@ -1,11 +1,8 @@
 """Application: what a run is for, as train.py and sample.py see it.
 
 train.py calls the first methods, in the order of its six steps; sample.py calls the others on an
-application that `restore` has made from a checkpoint. Every kind of data has its own application,
-and none of the two scripts asks which one it holds.
+application that `restore` has made from a checkpoint. Neither asks which application it holds.
 """
-
-from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -14,29 +11,11 @@ from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 
 
-@dataclass
-class Sampling:
-    """How sample.py wants text: options of its command line; temperature None is the default."""
-
-    tokens: int = 500
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    stop: str = ""
-    count: int = 1
-
-
 def model_shape(config, vocab_size):
     """The shape that the options give to a model.  config: a training.config.Config"""
     heads = config.n_head if model_class(config.model).heads else 1  # others have none to fit
-    return GPTConfig(
-        vocab_size,
-        block_size=config.block_size,
-        n_layer=config.n_layer,
-        n_head=heads,
-        n_embd=config.n_embd,
-        dropout=config.dropout,
-    )
+    shape = config.block_size, config.n_layer, heads, config.n_embd
+    return GPTConfig(vocab_size, *shape, dropout=config.dropout)
 
 
 def in_words(config):
@@ -59,7 +38,7 @@ class Application:
     def __init__(self, config, folder):
         self.config, self.folder = config, folder
 
-    # What train.py does.
+    # What train.py does:
 
     def preprocess(self):
         """1: read the data, turn it into arrays, and say how much it is and what must be beaten."""
@@ -87,11 +66,10 @@ class Application:
 
     def progress(self, trainer, loss):
         """That line; an untrained model has no losses yet."""
-        figures = "untrained"
-        if trainer.step:
-            figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
+        figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
         place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
-        return f"{'':<14} {place}  epoch {trainer.stream.epoch + 1}  {figures}"
+        epoch = f"epoch {trainer.stream.epoch + 1}"
+        return f"{'':<14} {place}  {epoch}  {figures if trainer.step else 'untrained'}"
 
     def validate(self, loss):
         """5: say what the mean loss over the whole validation part means."""
@@ -118,7 +96,7 @@ class Application:
     # What sample.py does.
 
     def listen(self, how, prompt):
-        """Get ready to reply in the way `how` says, a Sampling; prompt: --prompt, None without it.
+        """Get ready to reply in the way `how` says, the options of sample.py; prompt: its --prompt.
 
         Raises ValueError if it cannot.
         """

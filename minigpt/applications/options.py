@@ -39,7 +39,8 @@ def configure(given, resume, overwrite):
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
     kind = catalogue.kind(run["data"], given.get("target"))
     if kind not in ("text", "task") and run["model"] in PAPERS:
-        expected = f"{', '.join(FAMILIES)} for examples".replace(", conv", " or conv")
+        *others, last = FAMILIES
+        expected = f"{', '.join(others)} or {last} for examples"
         raise ValueError(f"--model: expected {expected}, got {run['model']}")
     config = fitted(kind, given)
     config.out = str(out)
@@ -51,8 +52,7 @@ def configure(given, resume, overwrite):
 
 
 def continued(given, about):
-    """The options of a run that is resumed: those of its checkpoint, and what may change of those
-    that were given. Raises ValueError for what would make it another run."""
+    """The options of a resumed run. Raises ValueError for what would make it another run."""
     before = about["config"]
     for name in given.keys() - FREE:
         if given[name] != before.get(name):

@@ -71,10 +71,7 @@ def refuse_too_large(config):
 
 
 def dry_run(given, cores):
-    """Say what a model of text and its training would cost; nothing is read or built.
-
-    given: the options of the command line; cores: of this machine, to compare with.
-    """
+    """Say what a model of text and its training would cost; cores: this machine's, to compare."""
     config = fitted(dry_kind(given.get("data", [])), given)
     vocab_size = given.get("vocab_size", VOCABULARY)
     model = outline(config, vocab_size)

@@ -90,9 +90,8 @@ class Writing(TextApplication):
         """Say how much text it is."""
         sizes = f"train {len(self.train):,} / validation {len(self.validation):,}"
         size = f"{len(characters):,} characters, {len(set(characters))} distinct"
-        many = ""
-        if self.config.tokenizer == "bpe":
-            many = f"{self.tokenizer.vocab_size:,} tokens of bpe; "
+        V, bpe = self.tokenizer.vocab_size, self.config.tokenizer == "bpe"
+        many = f"{V:,} tokens of bpe; " if bpe else ""
         say("", f"{size}; {many}{sizes}")
 
     def count_baselines(self, rest):

@@ -82,14 +82,6 @@ def check_classes(cells, where):
     check(words or count <= 20, where, "20 numbers at most", count, remedy)
 
 
-def digits(path, seed):
-    return of_arrays(*signals.digits(path))
-
-
-def sounds(path, seed):
-    return of_arrays(*signals.sounds(seed))
-
-
 class Entry(NamedTuple):
     """A data set with a name."""
 
@@ -103,8 +95,8 @@ class Entry(NamedTuple):
 MALIGNANT = {"target": "diagnosis", "positive": "malignant"}
 BAD = {"target": "creditability", "positive": "bad", "audited": "age_in_years"}
 EXAMPLES = {
-    "digits": Entry("image", digits, "digits.csv.gz"),
-    "sounds": Entry("sound", sounds, ""),
+    "digits": Entry("image", lambda path, seed: of_arrays(*signals.digits(path)), "digits.csv.gz"),
+    "sounds": Entry("sound", lambda path, seed: of_arrays(*signals.sounds(seed)), ""),
     "tumours": Entry("table", of_table, "tumours.csv", MALIGNANT),
     "credit": Entry("table", of_table, "credit.csv", BAD),
 }

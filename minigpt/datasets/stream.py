@@ -9,7 +9,7 @@ class Shuffled:
 
     def __init__(self, n, seed):
         self.n, self.seed = n, seed
-        self.position = {"epoch": 0, "index": 0}
+        self.position = {"epoch": 0, "index": 0}  # the setter below shuffles
 
     def __len__(self):
         return self.n

@@ -32,8 +32,7 @@ class Task(NamedTuple):
 
 
 def asked(question):
-    """The text before an answer. It begins with a space, so that the first word of a question is
-    the same token as in the middle of a text."""
+    """The text before an answer; its first word is the same token as behind a space elsewhere."""
     return f" {' '.join(question.split())}\t"
 
 

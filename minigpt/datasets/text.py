@@ -23,7 +23,9 @@ def manual(cache):
     return cached(Path(cache) / f"manual-{platform.python_version()}.txt", read_manual)
 
 
-TEXTS = {"manual": manual}  # what --data may name instead of a file: function(cache) -> the text
+# What --data may name instead of a file: function(cache) -> the text. Its last tenth is held out,
+# so the end of a text should be like the rest.
+TEXTS = {"manual": manual}
 
 
 def read_manual():
@@ -112,7 +114,7 @@ class Windows(Shuffled):
 
     def __init__(self, ids, block_size, seed):
         self.ids, self.block_size = ids, block_size
-        # One window fewer than would fit at offset 0, so that every offset has as many.
+        # One window is left out, so that any offset below T leaves room for all the others.
         super().__init__(max(1, len(ids) // block_size - 1), seed)
 
     def shuffle(self, rng):

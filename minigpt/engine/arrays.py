@@ -1,7 +1,7 @@
 """Which library owns an array, NumPy or CuPy. The arrays decide where a computation runs.
 
 CuPy has NumPy's functions for arrays on a GPU. Every op asks `module_of` for the library of its
-operand and calls that library's function, so one text runs on the CPU and on a GPU.
+operand and calls that library's function, so the same code runs on both.
 """
 
 import numpy as np

@@ -71,13 +71,11 @@ def bare():
 
 
 class Node:
-    """One step of history: an op that has run.
+    """One step of history: an op that has run, the order-th of the program.
 
-    inputs: (source, number, shape) of each input that needs a gradient. Such an input is either a
-    leaf, the Tensor `source`, or output `number` of an earlier op, the Node `source`.
-    backward(*dys): takes a gradient per output, None for an output that was not used, and returns
-    a gradient per entry of inputs.
-    order: which Node of the program this is, counted from the first.
+    inputs: (source, output, shape) of each input that needs a gradient: the source is a leaf, or
+    the Node one of whose outputs it is. backward(*dys): a gradient per output, None for one that
+    was not used -> a gradient per entry of inputs.
     """
 
     __slots__ = ("order", "inputs", "backward", "outputs", "name")
@@ -242,9 +240,8 @@ def _tensors(y, inputs=(), backward=None, name=None):
 def _walk(root, output, grad):
     """Carry grad from an output of root back to all leaves, the youngest node first.
 
-    A node is younger than all nodes that its inputs come from. So when it is the youngest that
-    waits, everything that used its outputs has run and delivered: its gradient is complete, and
-    its rules run once. No recursion is needed, which a long history would exhaust.
+    Whatever uses a node is younger than it. So once it is the youngest that waits, all its users
+    have run: its gradient is complete. No recursion is needed, which a long history would exhaust.
     """
     waiting = []  # a heap of (-order, node): the youngest comes out first
     arrived = {}  # node -> the gradients that have arrived at its outputs so far

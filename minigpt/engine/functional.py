@@ -2,8 +2,9 @@
 
 A definition says what is computed. Under `@fused` it gives way to a fast pair of its name, where
 there is one: functions `f_forward` and `f_backward` in a fast_* file, which compute the same in
-fewer steps. Any pair may be deleted: the same values come out, only later. engine/__init__.py says
-which files are searched.
+fewer steps. Any pair may be deleted: the same values come out, only later. Whoever changes a
+definition deletes its pair, or gives the new formula a name of its own: the pair would go on
+computing the old one. engine/__init__.py says which files are searched.
 """
 
 from functools import wraps
@@ -105,8 +106,8 @@ def embedding(w, ids):
 def softmax(x, axis=-1):
     """y = e^x / sum e^x along axis: any numbers, called logits, become probabilities that add to 1.
 
-    If all logits of a row are shifted by the same amount, y stays: the factor e^shift stands above
-    and below the line. So the largest is shifted to 0, and no e^x can overflow.
+    Shifting all logits of a row by the same amount changes nothing: the factor e^shift is in the
+    numerator and in the denominator. So the largest is shifted to 0, and no e^x can overflow.
     Source: Goodfellow et al. 2016, section 6.2.2.3
     """
     y = exp(x - max(raw(x), axis, keepdims=True))
@@ -126,8 +127,8 @@ def cross_entropy(z, targets, count=None):
 
     z (..., V), targets (...) ids -> (), in nats per target. A nat is the surprise at an event of
     probability 1 / e; who gives each of V tokens the same probability has a loss of ln V.
-    Targets of -100 are not scored. The sum is divided by `count`. Without it that is the number of
-    targets scored here; who passes a part of a batch gives the number in the whole batch.
+    Targets of -100 are not scored. count is the number of targets scored here unless it is given:
+    with the number of the whole batch, the losses of its parts add up to the mean.
     Raises ValueError if the shapes disagree. Source: Goodfellow et al. 2016, section 6.2.2.3.
     """
     if targets.shape != z.shape[:-1]:
@@ -192,5 +193,5 @@ def attention(q, k, v, mask=None, window=None, causal=True):
     if mask is not None:
         seen = seen & (mask[:, None, None, :] != 0)  # (B, 1, T, S)
     z = matmul(q, k.transpose((0, 1, 3, 2))) * q.shape[3] ** -0.5  # (B, H, T, S)
-    p = softmax(where(seen, z, -1e30))  # e^-1e30 = 0; finite, so that a row without keys is no NaN
+    p = softmax(where(seen, z, -1e30))  # not -inf: -inf - (-inf) of a row without keys is NaN
     return matmul(where(seen, p, 0.0), v)

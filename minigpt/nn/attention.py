@@ -1,8 +1,8 @@
 """The attention mixer: every position gathers what it needs from the positions before it.
 
-A position asks with its query q; every position answers a question with its key k and has something
-to tell, its value v. A query and a key that point the same way have a large product, and softmax
-turns the products into shares: what a position receives is the mean of the values, weighted so.
+A position asks with its query q. Every position offers a key k, which says what it is, and a value
+v, which says what it has to tell. A query and a key that point the same way have a large product,
+and softmax turns the products into shares: a position receives the mean of the values, weighted so.
 """
 
 from minigpt.engine.arrays import module_of

@@ -133,10 +133,9 @@ class CNN(Module):
 
 
 def classifier(kind, model, shape, config, rng):
-    """The classifier of a family, for config.vocab_size classes of examples of this kind and shape.
+    """The classifier of a family (its class of language models), for config.vocab_size classes.
 
-    model is the family's class of language models (see nn/__init__.py). Convolution classifies by a
-    CNN, the other families by the blocks they write with.
+    Convolution classifies by a CNN, the other families by the blocks they write with.
     """
     if issubclass(model, ConvolutionalModel):
         return CNN(kind, shape, config, rng)

@@ -42,7 +42,8 @@ class GPTConfig:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         if self.n_embd % self.n_head:
             expected = f"a multiple of n_head = {self.n_head}, got {self.n_embd}"
-            near = -(-self.n_embd // self.n_head) * self.n_head
+            pairs = 2 * self.n_head  # a head of an even width, which rotation needs
+            near = -(-self.n_embd // pairs) * pairs
             raise ValueError(f"n_embd: expected {expected}; try {near}")
 
 

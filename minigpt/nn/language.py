@@ -58,7 +58,8 @@ class LanguageModel(Module):
     model(ids, mask, state) with a state from new_state(B) reads only the new tokens, updates the
     state, and returns (logits, state). mask (B, T) has 1 for a token and 0 for padding, which is
     never attended and does not count as a position. The head is the embedding's own table: a token
-    is likely where the stream points the way its own vector does.
+    is likely where the stream points the way its own vector does. So one table less is learned (of
+    GPT-2's parameters a table is 31 %), and each vector learns from both of its uses.
     Raises ValueError past block_size, the number of positions that fit; models without attention
     have no limit. Source: Radford et al. 2018; the shared table: Press & Wolf 2017.
     """

@@ -1,6 +1,6 @@
 """The layers that every architecture shares: parameters, and the formula that uses them."""
 
-from minigpt.engine.functional import dropout, embedding, gelu, layer_norm, linear
+from minigpt.engine.functional import dropout, embedding, layer_norm, linear
 from minigpt.nn.module import Module, constant, normal
 
 
@@ -58,7 +58,7 @@ class Dropout(Module):
 class MLP(Module):
     """y = activation(x w1 + b1) w2 + b2.  x (..., C) -> (..., C), n_inner wide in between"""
 
-    def __init__(self, n_embd, n_inner, rng, activation=gelu, p=0.0, out_std=0.02):
+    def __init__(self, n_embd, n_inner, rng, activation, p=0.0, out_std=0.02):
         self.up = Linear(n_embd, n_inner, rng)
         self.down = Linear(n_inner, n_embd, rng, std=out_std)
         self.dropout, self.activation = Dropout(p, rng), activation

@@ -71,9 +71,10 @@ class Module:
         """Copy arrays into the parameters. Raises ValueError unless names and shapes agree."""
         parameters = self.named_parameters()
         for name in sorted(parameters.keys() | arrays.keys()):
-            expected, got = (getattr(x.get(name), "shape", None) for x in (parameters, arrays))
+            expected, got = (getattr(x.get(name), "shape", "none") for x in (parameters, arrays))
             if expected != got:
-                raise ValueError(f"weights: {name}: expected shape {expected}, got {got}")
+                remedy = "they are of another form of the model; train it anew"
+                raise ValueError(f"weights: {name}: expected shape {expected}, got {got}; {remedy}")
         for name, p in parameters.items():
             p.data[...] = module_of(p.data).asarray(arrays[name])
 
@@ -124,8 +125,8 @@ class Flat:
                0              hidden    decayed
 
     Muon updates the numbers before `hidden`; `matrices` has the place and the shape of each matrix.
-    Weight decay may shrink the numbers before `decayed`, but not biases and norms: those are few,
-    and a norm whose weight is zero would silence its input.
+    Weight decay may shrink the numbers before `decayed`, so tables too, but not biases and norms:
+    those are few, and a norm whose weight is zero would silence its input.
 
     From here on p.data and p.grad are views: write into them, never rebind them. `ranks` are the
     processes that share the vector of gradients (training/ranks.py), None if there are no others.
@@ -144,16 +145,16 @@ class Flat:
         self.hidden = self.decayed = 0
         for p in parameters:
             places.append(slice(total, total + p.size))
-            total += -(-p.size // ALIGNED) * ALIGNED  # p.size rounded up
+            total += -(-p.size // ALIGNED) * ALIGNED  # up to a multiple of ALIGNED
             if kind(p) == HIDDEN:
                 self.hidden = total
             if kind(p) in (HIDDEN, TABLE):
                 self.decayed = total
 
         xp, dtype = module_of(parameters[0].data), parameters[0].dtype
-        shared = ranks.zeros if ranks else None
+        common = ranks.zeros if ranks else None  # memory that all processes see
         self.ranks, self.matrices = ranks, []
-        self.data, self.grad = xp.zeros(total, dtype), (shared or xp.zeros)(total, dtype)
+        self.data, self.grad = xp.zeros(total, dtype), (common or xp.zeros)(total, dtype)
         for p, place in zip(parameters, places, strict=True):
             self.data[place] = p.data.reshape(-1)
             p.data = self.data[place].reshape(p.shape)

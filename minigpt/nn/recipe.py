@@ -85,7 +85,8 @@ class ShiftedBlock(RecipeBlock):
 class Recipe(LanguageModel):
     """A language model of shifted blocks. Each family says what its mixers are.
 
-    A new mechanism is a subclass with a `mixer` and a line in nn/__init__.py.
+    A new mechanism is a subclass with a `mixer`, a line in nn/__init__.py, and one in the table of
+    contents, minigpt/__init__.py.
     """
 
     def __init__(self, config, rng):

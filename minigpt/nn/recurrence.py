@@ -59,9 +59,7 @@ class Recurrence(Mixer):
 
 
 class RNN(Recipe):
-    """The language model whose mixers are cells of one kind."""
-
-    kind = "rnn"
+    kind = "rnn"  # of the cells that are its mixers
 
     @classmethod
     def mixer(cls, config, i, rng):

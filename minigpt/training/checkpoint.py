@@ -25,9 +25,8 @@ class CheckpointError(ValueError):
 def save(path, arrays, about):
     """Write {name: array} and the JSON-able dict `about` to path, or leave path as it was.
 
-    The bytes go to a file beside it, which then takes the name of the old one in a single operation
-    of the file system. Whatever happens meanwhile, path holds either the old file or the new one,
-    and never a part of it.
+    The bytes go to a file beside it, which then takes the old one's name in a single operation of
+    the file system: whatever happens, path holds the old file or the new one, never a part.
     """
     beside = f"{path}.{os.getpid()}"
     # safetensors would store a transposed or sliced array in the wrong order, without a word
@@ -60,10 +59,7 @@ def load(path):
 
 
 def read_about(path):
-    """Read the JSON part alone, which a listing of many runs needs -> about
-
-    No array is read, so damage among the arrays goes unnoticed. Raises as load does.
-    """
+    """The JSON part alone, for a listing of many runs. Raises as load does, but reads no array."""
     with _opened(path) as file:
         about = _json(file)
     _accepted(path, about)
@@ -72,8 +68,7 @@ def read_about(path):
 
 @contextmanager
 def _opened(path):
-    """The open safetensors file; whatever damage makes safetensors or json raise while it is read
-    becomes a CheckpointError of one line."""
+    """The open safetensors file; what damage makes it or json raise becomes a CheckpointError."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; train one first")
     try:
@@ -92,8 +87,7 @@ def _json(file):
 
 
 def _accepted(path, about):
-    """Check that this version of the program wrote `about`, and take version and checksum out of
-    it -> the checksum"""
+    """Check that this program wrote `about`, take its version and checksum out -> the checksum"""
     if not isinstance(about, dict):
         raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")
     version = about.pop("version", None)
@@ -104,11 +98,7 @@ def _accepted(path, about):
 
 
 def checksum(arrays, about):
-    """A CRC-32 of all that was saved, because safetensors does not notice a flipped bit.
-
-    It covers names, types, shapes and numbers of all arrays and the JSON part, but of course not
-    itself; the version need not be covered, as it is compared anyway.
-    """
+    """A CRC-32 of all arrays and of the JSON: safetensors does not notice a flipped bit."""
     crc = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     for name, a in sorted(arrays.items()):
         crc = zlib.crc32(f"{name} {a.dtype} {a.shape}".encode(), crc)

@@ -32,13 +32,9 @@ A100 = Machines("A100", 1024, 0.4 * 312e12, 400)  # 40 % of the data sheet's FLO
 
 
 def training(flops, machines):
-    """How long so many FLOPs take on these machines, and at what cost -> s, MWh, t of CO2e
+    """What so many FLOPs take on these machines -> s, MWh, t of CO2e
 
-        time = FLOPs / (count rate)
-        energy = time count watts PUE
-        CO2e = energy CARBON
-
-    Source: Patterson et al. 2021, arXiv 2104.10350.
+    time = FLOPs / (count rate), energy = time count watts PUE.  Source: Patterson et al. 2021.
     """
     seconds = flops / (machines.count * machines.rate)
     joules = seconds * machines.count * machines.watts * PUE
@@ -49,8 +45,7 @@ def training(flops, machines):
 def memory(count, hidden, optimizer):
     """The memory to train `count` weights in float32, activations aside -> {what: bytes}
 
-    hidden: how many of the weights lie in matrices of the blocks, of which Muon remembers less.
-    With AdamW a weight takes 16 bytes: 4 for itself, for its gradient, and for each of two moments.
+    hidden: how many of them lie in matrices of the blocks, of which Muon remembers less.
     """
     of_hidden, of_others = look_up(OPTIMIZERS, optimizer, "--optimizer").kept
     moments = of_hidden * hidden + of_others * (count - hidden)

@@ -18,9 +18,9 @@ class SGD:
         v <- momentum v + g
         w <- w - rate (v + weight_decay w)
 
-    Where successive gradients agree, v grows up to 1 / (1 - momentum) = 10 times as long as one
-    of them; where they contradict each other, they cancel. Weight decay pulls the matrices toward
-    zero, so that only weights that lower the loss stay large. Biases and norms do not decay.
+    Where successive gradients agree, v grows up to 1 / (1 - momentum) = 10 times as long as one of
+    them; where they contradict each other, they cancel. Weight decay pulls matrices, but not biases
+    and norms, toward zero, so that only weights that lower the loss stay large.
 
     flat: a Flat, whose gradient is zero again after a step. moments: the arrays that an optimizer
     remembers from step to step, so a checkpoint has to keep them.

@@ -9,8 +9,7 @@ rank, computes the gradient of its part; all gradients are added up; and as all 
 equal weights and take equal steps, their weights stay equal without ever being sent.
 
 The gradients lie in memory that all ranks see, so adding them up copies nothing. Small values go
-through pipes, which also tell when the process at the other end has died. How the processes start
-and end stands in processes.py. Source: Li et al. 2020, arXiv 2006.15704.
+through pipes, which also tell when the other end has died. Source: Li et al. 2020, arXiv 2006.15704
 """
 
 import mmap
@@ -59,8 +58,8 @@ class Process(Alone):
     def zeros(self, n, dtype):
         """This rank's row of a matrix (size, n) that all ranks see, for all_reduce.
 
-        All ranks ask for it together, once. Rank 0 makes a file of zeros and tells the others its
-        name, and everyone maps it: what one writes into the mapping, the others read.
+        All ask for it together, once. Rank 0 makes a file of zeros and tells its name, and everyone
+        maps it: what one writes there, the others read.
         """
         row = bytes(n * np.dtype(dtype).itemsize)
         path = None if self.rank else scratch(row, self.size)
@@ -79,14 +78,8 @@ class Process(Alone):
     def all_reduce(self, vector):
         """Replace every rank's row by the sum of all rows; `vector` is the row that zeros gave.
 
-        If each rank added up whole rows, all would do the same work. So each takes its part of the
-        columns, adds up the rows there, and writes the sum into every row:
-
-            rows     | rank 0's columns | rank 1's columns |
-            0        |  sum             |  sum             |
-            1        |  sum             |  sum             |
-
-        All add in order of rank, so the sums are the same to the last bit, every time.
+        Each rank takes its part of the columns, adds up the rows there, in order of rank, so that
+        the last bit is the same every time, and writes the sum into every row.
         """
         n = self.rows.shape[1]
         start, stop = n * self.rank // self.size, n * (self.rank + 1) // self.size
@@ -101,9 +94,9 @@ class Process(Alone):
 def scratch(row, size):
     """Make a file of `size` rows of zero bytes -> its path.
 
-    It lies in /dev/shm, which is memory, or on the disk if that has no room: containers often give
-    64 MB. The zeros are really written. A file that is merely declared long would have holes, and a
-    disk that is full when a hole is first used ends the process without an error to catch.
+    It lies in /dev/shm, which is memory, or on the disk if that is full (containers give 64 MB).
+    The zeros are really written: a hole in a file, first used when the disk is full, ends the
+    process without an error to catch.
     """
     for folder in ("/dev/shm", tempfile.gettempdir()):
         with suppress(OSError):

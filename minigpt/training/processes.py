@@ -1,8 +1,7 @@
 """Starting the processes that train together, and making sure that none is left behind.
 
-Rank 0 is the process that the user started; it starts the others. Each of them may die at any time
-(of a lack of memory, of Ctrl-C, of a kill), and then all have to end. Two facts give this: a pipe
-tells its reader when the process at the other end is gone, and rank 0 kills its children at last.
+Rank 0 is the process that the user started; it starts the others. If any of them dies, all have to
+end: a pipe tells when the process at its other end is gone, and rank 0 kills its children at last.
 """
 
 import multiprocessing
@@ -25,8 +24,8 @@ def run(size, program, *args):
     """Run program(ranks, *args) on `size` ranks -> what it returns on rank 0, this process.
 
     The others are new processes: program and args must be picklable, and a script that calls this
-    must guard its own work with `if __name__ == "__main__":`. However the run ends, no rank stays.
-    Raises ChildProcessError if another rank dies or fails.
+    must guard its work with `if __name__ == "__main__":`. Raises ChildProcessError if another rank
+    dies or fails. However the run ends, no rank stays.
     """
     if size == 1:
         return program(Alone(), *args)
@@ -48,10 +47,10 @@ def run(size, program, *args):
 
 
 def _start(size, pipes, children):
-    """Start all ranks but 0, and add the ends of their pipes and the processes to the lists.
+    """Start all ranks but 0, and add their pipes and processes to the lists.
 
-    "spawn" begins with a fresh Python. The usual "fork" would copy this process without its
-    threads, and a lock that a thread of BLAS holds at that moment would never be released.
+    "spawn" begins with a fresh Python: "fork" would copy this process without its threads, and a
+    lock that a thread of BLAS holds at that moment would never be released.
     """
     context = multiprocessing.get_context("spawn")
     with _ctrl_c_waits():
@@ -61,22 +60,18 @@ def _start(size, pipes, children):
             child.start()
             children.append(child)
             pipes.append(pipe)
-            # The child has its own copy of `other`. While this one were open, too, the pipe would
-            # not end with the child, and rank 0 would wait forever for a rank that has died.
-            other.close()
+            other.close()  # the child has its own copy; while this one is open no pipe ends
 
 
 @contextmanager
 def _ctrl_c_waits():
     """Within the block Ctrl-C is only noted, and raised at its end; no process in it gets Ctrl-C.
 
-    A terminal sends Ctrl-C (the signal SIGINT) to all processes of a command at once. Rank 0 alone
-    shall answer, by saving and ending the others. But a new Python prints a traceback if the signal
-    comes before `_rank` has switched it off, and rank 0 would lose a half-started child.
-
-    So there are two measures. Here, a handler notes the signal. For the new processes, the signal
-    is blocked: they inherit the block, which lasts. Blocking alone would not do here, because other
-    threads of this process still receive the signal, and Python then runs the handler.
+    A terminal sends Ctrl-C (the signal SIGINT) to all processes of a command at once, and rank 0
+    alone shall answer. But a new Python prints a traceback if the signal comes before `_rank` has
+    switched it off, and rank 0 would lose a half-started child. So here a handler notes the signal,
+    and the new processes inherit that it is blocked. (Blocking does not help here: other threads of
+    this process still receive the signal, and Python then runs the handler.)
     """
     came = []
     can_block = hasattr(signal, "pthread_sigmask")  # Windows cannot
@@ -96,10 +91,7 @@ def _ctrl_c_waits():
 
 
 def _rank(rank, size, pipe):
-    """What a process other than rank 0 does: it waits for the program and runs it.
-
-    It ends without a word when rank 0 is gone, and it sends rank 0 its own errors.
-    """
+    """What another process does: run the program that rank 0 sends, and send it back any error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows has no block that it could inherit
     device.keep_pages()  # each process has its own allocator to set
     with suppress(EOFError, OSError):  # the pipe ends when rank 0 has ended
@@ -114,26 +106,19 @@ def _rank(rank, size, pipe):
 
 
 def threads(size):
-    """Within `with threads(size):` BLAS uses this rank's share of the cores.
-
-    By default every process would start as many threads as there are cores. Those of one rank would
-    then take the cores from another, and each product would wait for its slowest thread.
-    """
+    """Within `with threads(size):` BLAS uses this rank's share of the cores. If every rank used
+    all, each product would wait for a thread whose core another rank has."""
     return threadpool_limits(max(1, physical_cores() // size), user_api="blas")
 
 
 def physical_cores():
-    """How many cores this process may use, where two hyperthreads are one core.
-
-    os.cpu_count() counts hyperthreads, which share the arithmetic units of their core, and the
-    cores of the whole machine, of which a container or a scheduler may grant only some. A process
-    too many only waits.
-    """
+    """How many cores this process may use. Two hyperthreads share the arithmetic of one core, and a
+    container or a scheduler may grant only some of the machine's; a process too many only waits."""
     usable = range(os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):  # Linux: the numbers that the scheduler grants
         usable = os.sched_getaffinity(0)
     cores = len(usable)
-    with suppress(OSError):  # Linux: hyperthreads of one core list the same siblings
+    with suppress(OSError):  # hyperthreads of one core list the same siblings
         place = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
         cores = len({Path(place.format(number)).read_text() for number in usable})
     with suppress(OSError, ValueError):  # a container: "max" instead of a number means no limit
@@ -151,12 +136,11 @@ def refuse_too_many(workers, on_gpu):
 
 
 def how_many(config, model):
-    """How many processes shall share a batch: as many as asked for, or as many as pay.
+    """How many processes shall share a batch: as many as asked for, or as many as pay; 1 on a GPU.
 
-    A GPU is one device, so one process drives it. On a CPU each further process costs a second to
-    start, and in every step 1 ms of waiting for the others and its own update of all weights. They
-    pay if a step and the whole run are long enough, which their FLOPs tell beforehand. Each process
-    needs its share of a batch to be busy with: 128 tokens, or 16 rows if an example is one token.
+    A further process costs a second to start, and in every step 1 ms of waiting and its own update
+    of all weights. It pays if a step and the whole run are long enough, which their FLOPs tell
+    beforehand, and if its share of a batch keeps it busy: 128 tokens, or 16 rows of examples.
     """
     if model.library is not np:
         return 1

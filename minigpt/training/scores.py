@@ -1,8 +1,7 @@
 """How often a classifier or an answer is right, and in which way it is wrong.
 
-In all of this file N rows are examples and K is the number of classes; p (N, K) holds the
-probabilities that a model gives, and y (N,) the true classes. Where there are two classes, the one
-to be found (an illness, say) is called positive, and its probability is the score.
+N examples, K classes: p (N, K) are the probabilities that a model gives, y (N,) the true classes.
+Of two classes the one to be found (an illness, say) is positive, and its probability is the score.
 """
 
 import numpy as np
@@ -25,11 +24,8 @@ def confusion(p, y):
 
 
 def rates(score, positive, cut):
-    """How often a cut in the scores is right: among the positives, and among the negatives.
-
-    Sensitivity is the share of the positives that score above the cut, specificity the share of the
-    negatives that do not. score (N,), positive (N,) bool -> [sensitivity, specificity],
-    NaN for a class that is absent.
+    """[sensitivity, specificity]: the share of the positives that score above the cut, and of the
+    negatives that do not; NaN for a class that is absent.  score (N,), positive (N,) bool
     """
     above = np.asarray(score, float) > cut  # in float32 the cut could round up to a score
     found, spared = above[positive], ~above[~positive]
@@ -39,10 +35,9 @@ def rates(score, positive, cut):
 def auc(score, positive):
     """The probability that a random positive scores above a random negative; a tie counts half.
 
-    A model that guesses gets 0.5, a perfect one 1. The name AUC comes from another way to find it:
-    as the area under the curve of sensitivity over 1 - specificity, for all cuts. Of n positives
-    and m negatives there are n m pairs. They need not be compared one by one, if all rows are
-    ranked by their scores:
+    A model that guesses gets 0.5, a perfect one 1. (The name: it is also the area under the curve
+    of sensitivity over 1 - specificity.) Of n positives and m negatives there are n m pairs, which
+    need not be compared one by one if all rows are ranked by their scores:
 
         AUC = (R - n (n + 1) / 2) / (n m)        R: the sum of the ranks of the positives
 
@@ -78,30 +73,25 @@ def threshold(score, positive):
 
 
 def report(p, y, classes, cut=None, positive=None, groups=None):
-    """Lines of text that say how good the probabilities p (N, K) are for the classes y (N,).
+    """Lines that say how good p (N, K) is for y (N,); classes: their names.
 
-    classes: their names. With two classes there may be a cut for the class `positive`, and groups =
-    (title, names (N,)) of the rows, for each of which the errors at the cut are listed.
+    With two classes there may be a cut for the class `positive`, and groups = (title, names (N,))
+    of the rows, for each of which the errors at the cut are listed.
     """
     table = confusion(p, y)
     lines = [f"accuracy {accuracy(p, y):.2%} of {len(y)}"]
-    lines += worst(table, classes) if len(classes) > 20 else whole(table, classes)
+    if len(classes) > 20:
+        lines += worst(table, classes)
+    else:
+        lines += aligned(("true, taken for", *classes), *zip(classes, *table.T, strict=True))
     if cut is not None:
         score, truth = p[:, positive].astype(float), y == positive
         sensitivity, specificity = rates(score, truth, cut)
-        found = f"sensitivity {sensitivity:.1%}, specificity {specificity:.1%}"
-        lines.append(
-            f"AUC {auc(score, truth):.4f}; {classes[positive]} if above {cut:.3f}: {found}"
-        )
+        line = f"AUC {auc(score, truth):.4f}; {classes[positive]} if above {cut:.3f}: sensitivity "
+        lines.append(line + f"{sensitivity:.1%}, specificity {specificity:.1%}")
         if groups:
             lines += audit(score, truth, cut, *groups)
     return lines
-
-
-def whole(table, classes):
-    """Lines with the confusion matrix (K, K)."""
-    head = ("true, taken for", *classes)
-    return aligned(head, *zip(classes, *table.T, strict=True))
 
 
 def worst(table, classes):
@@ -117,9 +107,8 @@ def worst(table, classes):
 def audit(score, positive, cut, title, names):
     """Lines with the rates of errors in each group of rows: is a model as good for the young?
 
-    False positives are the negatives above the cut, false negatives the positives below it. A dash
-    stands for the rate of an absent kind. score (N,), positive (N,) bool; title: what the groups
-    are; names (N,): the group of each row.
+    False positives are the negatives above the cut, false negatives the positives below it; a dash
+    stands where there are none to tell. title: what the groups are; names (N,): each row's group.
     """
     rows = [(title, "rows", "errors", "false positive", "false negative")]
     for name in np.unique(names):
@@ -163,11 +152,8 @@ def probabilities(model, x, batch_size=256):
 
 
 def held_out(model, examples):
-    """The report on the test part, which has served for nothing before.
-
-    With two classes there is a cut, which is chosen on the validation part: chosen on the test part
-    it would look better than it is.
-    """
+    """The report on the test part. The cut between two classes is chosen on the validation part:
+    chosen on the test part it would look better than it is."""
     positive, cut = examples.positive, None
     if positive is not None:
         x, y = examples.validation

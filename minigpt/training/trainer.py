@@ -48,10 +48,9 @@ def mean_loss(model, x, y, batch_size, ranks=None):
 class Trainer:
     """Trains a model on a stream of batches and keeps last.safetensors, best.safetensors, log.csv.
 
-    `validation` is (x, y), all windows of the split; while training, a fixed sample of it is used,
-    small enough to cost less than 10 % of the time. `rng` is the Generator that the model's dropout
-    draws from. `about` goes into the checkpoint. `on_evaluate(trainer, loss, best)` prints. Every
-    one of the `ranks` trains, but only rank 0 writes and prints.
+    validation: (x, y), all windows of the split, of which a fixed sample is used while training;
+    rng: the Generator that the model's dropout draws from; about: goes into the checkpoint;
+    on_evaluate(trainer, loss, best) prints. Of the ranks only rank 0 writes and prints.
     """
 
     def __init__(
@@ -62,9 +61,10 @@ class Trainer:
         self.first = self.ranks.rank == 0
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
-        self.stopped, self.stale = False, 0  # by Ctrl-C; validations since the best, in the fall
+        self.stopped = False  # by Ctrl-C
+        self.stale = 0  # validations without a new best, since the rate has been falling
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
-        # Validation is forward only, a third of a training step: 1/5 of the tokens cost about 7 %.
+        # Forward only costs a third of a step; on a fifth of the tokens, 7 % of the time.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
         sample = np.linspace(0, len(validation[0]) - 1, n).astype(int)
         self.windows = validation
@@ -115,9 +115,8 @@ class Trainer:
             self.save("probe")
             (self.out / "probe.safetensors").unlink()
         except OSError as error:
-            hint = "free space, or name another --out"
-            message = f"--out: cannot save in {self.out}: {error.strerror}; {hint}"
-            raise OSError(message) from None
+            what = f"--out: cannot save in {self.out}: {error.strerror}"
+            raise OSError(f"{what}; free space, or name another --out") from None
 
     def end(self):
         """Say why the run is over, if it is not because all steps are done."""
@@ -164,7 +163,8 @@ class Trainer:
         if not math.isfinite(loss + norm):
             self._refuse(loss)
         self.optimizer.step(rate, self.step)
-        self.recent += (loss * self.stream.scale - self.recent) * max(1 / self.step, 0.02)
+        share = max(1 / self.step, 0.02)  # a running mean: at last of about 50 steps
+        self.recent += (loss * self.stream.scale - self.recent) * share
         return loss
 
     def rate(self):
@@ -188,7 +188,7 @@ class Trainer:
         A checkpoint is written in any case.
         """
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
-        hide = True if self.ranks.rank else None  # None: unless the output is a terminal
+        hide = None if self.first else True  # None: show it if the output is a terminal
         bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=hide, leave=False)
         previous, times = signal.getsignal(signal.SIGINT), []
         if self.first:  # the others ignore it, and end when rank 0 does
@@ -254,7 +254,7 @@ class Trainer:
         if not self.first:
             return
         if loss < best:
-            self.save("best")  # first: a resumed run would not write it again
+            self.save("best")  # first: a run that goes on from `last` takes the best for saved
         self.save("last")
         tokens = self.step * c.batch_size * self.stream.block_size
         row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}"

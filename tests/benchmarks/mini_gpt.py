@@ -13,12 +13,12 @@ from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
 from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
-from minigpt.nn.hugging_face import hugging_face_name
 from minigpt.nn.module import Flat
 from minigpt.training import processes
 from minigpt.training.optim import AdamW, clip
 from tests.benchmarks import competitor
 from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
+from tests.hugging_face import hugging_face_name
 
 
 def build(shape, form="gpt2"):

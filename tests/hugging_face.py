@@ -3,18 +3,10 @@
 # Each word of our parameters' names, and what transformers' GPT2LMHeadModel calls it. The weights
 # are stored as (in, out) in both.
 HUGGING_FACE = {
-    "embedding": "wte",
-    "position": "wpe",
-    "blocks": "h",
-    "norm": "ln_f",
-    "norm1": "ln_1",
-    "mixer": "attn",
-    "qkv": "c_attn",
-    "out": "c_proj",
-    "norm2": "ln_2",
-    "up": "c_fc",
+    "embedding": "wte", "position": "wpe", "blocks": "h", "norm": "ln_f", "norm1": "ln_1",
+    "mixer": "attn", "qkv": "c_attn", "out": "c_proj", "norm2": "ln_2", "up": "c_fc",
     "down": "c_proj",
-}
+}  # fmt: skip
 
 
 def hugging_face_name(name):
