@@ -65,7 +65,7 @@ def plain():
 
 
 def bare():
-    """Within `with bare():` ops return arrays: in sampling, Tensors would cost a fifth of the time."""
+    """Within `with bare():` ops return arrays, which saves sampling a fifth of its time."""
     return _set("bare", True)
 
 

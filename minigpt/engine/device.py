@@ -12,12 +12,9 @@ from minigpt.engine.arrays import LIBRARIES
 
 
 def select(name="auto"):
-    """Find the library to compute with: numpy or cupy.
+    """The library to compute with, numpy or cupy -> (library, one line on what was found)
 
-    name: 'cpu', 'gpu' or 'auto', which takes a GPU if one answers
-    -> (library, one line on what was found)
-
-    Raises ValueError if the name is unknown, or if it is 'gpu' and none answers.
+    name: 'cpu', 'gpu' or 'auto'. Raises ValueError if it is unknown, or 'gpu' and none answers.
     """
     if name not in ("auto", "cpu", "gpu"):
         raise ValueError(f"device: expected auto, cpu or gpu, got {name!r}")
@@ -45,7 +42,7 @@ def keep_pages():
 
     By itself glibc, Linux's usual C library, returns large blocks to the system. The next array
     then gets fresh pages, and the first touch of each page costs time: a step of the 4x128 GPT
-    takes 72 ms that way and 46 ms with kept pages. Elsewhere this function does nothing.
+    takes 72 ms that way and 46 ms with kept pages.
     """
     if sys.platform != "linux":
         return

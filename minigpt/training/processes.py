@@ -1,8 +1,8 @@
 """Starting the processes that train together, and making sure that none is left behind.
 
-Rank 0 is the process that the user started; it starts the others. Each of them may die at any time
-(of a lack of memory, of Ctrl-C, of a kill), and then all have to end. Two facts give this: a pipe
-tells its reader when the process at the other end is gone, and rank 0 kills its children at last.
+Rank 0 is the process that the user started; it starts the others. Any may die at any time, and then
+all have to end. Two facts give this: a pipe tells its reader when the process at the other end is
+gone, and rank 0 kills its children at last.
 """
 
 import multiprocessing
@@ -24,9 +24,8 @@ from minigpt.training.ranks import Alone
 def run(size, program, *args):
     """Run program(ranks, *args) on `size` ranks -> what it returns on rank 0, this process.
 
-    The others are new processes: program and args must be picklable, and a script that calls this
-    must guard its own work with `if __name__ == "__main__":`. However the run ends, no rank stays.
-    Raises ChildProcessError if another rank dies or fails.
+    program and args must be picklable, and a script that calls this must guard its own work with
+    `if __name__ == "__main__":`. Raises ChildProcessError if another rank dies or fails.
     """
     if size == 1:
         return program(Alone(), *args)
@@ -72,11 +71,9 @@ def _ctrl_c_waits():
 
     A terminal sends Ctrl-C (the signal SIGINT) to all processes of a command at once. Rank 0 alone
     shall answer, by saving and ending the others. But a new Python prints a traceback if the signal
-    comes before `_rank` has switched it off, and rank 0 would lose a half-started child.
-
-    So there are two measures. Here, a handler notes the signal. For the new processes, the signal
-    is blocked: they inherit the block, which lasts. Blocking alone would not do here, because other
-    threads of this process still receive the signal, and Python then runs the handler.
+    comes before `_rank` has switched it off, and rank 0 would lose a half-started child. So a
+    handler notes the signal here, and the new processes inherit a block of the signal, which lasts.
+    The block alone does not protect rank 0: other threads of it still receive the signal.
     """
     came = []
     can_block = hasattr(signal, "pthread_sigmask")  # Windows cannot
@@ -96,10 +93,7 @@ def _ctrl_c_waits():
 
 
 def _rank(rank, size, pipe):
-    """What a process other than rank 0 does: it waits for the program and runs it.
-
-    It ends without a word when rank 0 is gone, and it sends rank 0 its own errors.
-    """
+    """What another process does: it waits for the program, runs it, and sends rank 0 its errors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows has no block that it could inherit
     device.keep_pages()  # each process has its own allocator to set
     with suppress(EOFError, OSError):  # the pipe ends when rank 0 has ended
@@ -116,8 +110,7 @@ def _rank(rank, size, pipe):
 def threads(size):
     """Within `with threads(size):` BLAS uses this rank's share of the cores.
 
-    By default every process would start as many threads as there are cores. Those of one rank would
-    then take the cores from another, and each product would wait for its slowest thread.
+    By default every process starts one thread per core, and ranks would take cores from each other.
     """
     return threadpool_limits(max(1, physical_cores() // size), user_api="blas")
 
@@ -126,8 +119,7 @@ def physical_cores():
     """How many cores this process may use, where two hyperthreads are one core.
 
     os.cpu_count() counts hyperthreads, which share the arithmetic units of their core, and the
-    cores of the whole machine, of which a container or a scheduler may grant only some. A process
-    too many only waits.
+    cores of the whole machine, of which a container or a scheduler may grant only some.
     """
     usable = range(os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):  # Linux: the numbers that the scheduler grants
@@ -146,17 +138,15 @@ def refuse_too_many(workers, on_gpu):
     """Raise ValueError if so many processes could only be in each other's way."""
     most = 1 if on_gpu else 4 * physical_cores()
     if workers > most:
-        got = f"got {workers}; leave it out"
-        raise ValueError(f"--workers: expected at most {most} here, {got}")
+        raise ValueError(f"--workers: expected at most {most} here, got {workers}; leave it out")
 
 
 def how_many(config, model):
     """How many processes shall share a batch: as many as asked for, or as many as pay.
 
-    A GPU is one device, so one process drives it. On a CPU each further process costs a second to
-    start, and in every step 1 ms of waiting for the others and its own update of all weights. They
-    pay if a step and the whole run are long enough, which their FLOPs tell beforehand. Each process
-    needs its share of a batch to be busy with: 128 tokens, or 16 rows if an example is one token.
+    One process drives a GPU. On a CPU each further process costs a second to start, and in every
+    step 1 ms of waiting and its own update of all weights. They pay if a step and the whole run are
+    long enough, and if each has enough to do: 128 tokens, or 16 rows if an example is one token.
     """
     if model.library is not np:
         return 1
