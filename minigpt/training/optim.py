@@ -22,8 +22,7 @@ class SGD:
     of them; where they contradict each other, they cancel. Weight decay pulls the matrices toward
     zero, so that only weights that lower the loss stay large. Biases and norms do not decay.
 
-    flat: a Flat, whose gradient is zero again after a step. moments: the arrays that an optimizer
-    remembers from step to step, so a checkpoint has to keep them.
+    moments: the arrays that an optimizer remembers from step to step; a checkpoint keeps them.
     Source: Sutskever et al. 2013, section 2; decay: Loshchilov & Hutter 2019.
     """
 
@@ -93,7 +92,7 @@ def clip(gradient, limit):
 
 
 def cosine(done):
-    """Half a wave from the peak rate to a tenth of it.  Source: Loshchilov & Hutter 2017"""
+    """Half a cosine from the peak to a tenth.  Source: Loshchilov & Hutter 2017, arXiv 1608.03983"""
     return 0.55 + 0.45 * math.cos(math.pi * done)
 
 

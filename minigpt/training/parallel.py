@@ -78,7 +78,8 @@ class Process(Alone):
         """Replace every rank's row by the sum of all rows; `vector` is the row that zeros gave.
 
         If each rank added up whole rows, all would do the same work. So each takes its part of the
-        columns, adds up the rows there, always in order of rank, and writes the sum into every row.
+        columns, adds up the rows there, and writes the sum into every row. The rows are added in
+        order of rank, so the sums are the same to the last bit, every time.
         """
         n = self.rows.shape[1]
         start, stop = n * self.rank // self.size, n * (self.rank + 1) // self.size

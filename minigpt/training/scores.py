@@ -156,7 +156,8 @@ def probabilities(model, x, batch_size=256):
 def held_out(model, examples):
     """The report on the test part, which has served for nothing before.
 
-    With two classes there is a cut. Chosen on the test part it would look better than it is.
+    With two classes there is a cut, which is chosen on the validation part: chosen on the test part
+    it would look better than it is.
     """
     positive, cut = examples.positive, None
     if positive is not None:

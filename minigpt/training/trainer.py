@@ -250,10 +250,10 @@ class Trainer:
             self.save("best")  # first: a resumed run would not write it again
         self.save("last")
         tokens = self.step * c.batch_size * self.stream.block_size
-        row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}"
+        row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}\n"
         with open(self.out / "log.csv", "w" if best == NEVER else "a") as file:
             head = "" if file.tell() else "step,training,validation,tokens,seconds\n"
-            file.write(f"{head}{row}\n")
+            file.write(head + row)
         self.on_evaluate(self, loss, best)
 
     def save(self, name):
