@@ -92,7 +92,7 @@ def clip(gradient, limit):
 
 
 def cosine(done):
-    """Half a cosine from the peak to a tenth.  Source: Loshchilov & Hutter 2017, arXiv 1608.03983"""
+    """Half a wave from the peak to a tenth.  Source: Loshchilov & Hutter 2017, arXiv 1608.03983"""
     return 0.55 + 0.45 * math.cos(math.pi * done)
 
 
