@@ -225,7 +225,7 @@ def stack(xs, axis=0):
 def split(x, parts, axis=0):
     """x cut along axis into equal parts (an int), or before given indices (a list) -> a tuple
 
-    Backward puts the gradients of the parts into theirs. A part that nobody used has gradient 0.
+    Backward puts each part's gradient in its place. A part that nobody used has gradient 0.
     """
     a = raw(x)
     axis, size, starts = axis % a.ndim, a.shape[axis], parts

@@ -34,9 +34,11 @@ A100 = Machines("A100", 1024, 0.4 * 312e12, 400)  # 40 % of the data sheet's FLO
 def training(flops, machines):
     """How long so many FLOPs take on these machines, and at what cost -> s, MWh, t of CO2e
 
-    time = FLOPs / (count rate)
-    energy = time count watts PUE
-    CO2e = energy CARBON          Source: Patterson et al. 2021
+        time = FLOPs / (count rate)
+        energy = time count watts PUE
+        CO2e = energy CARBON
+
+    Source: Patterson et al. 2021, arXiv 2104.10350.
     """
     seconds = flops / (machines.count * machines.rate)
     energy = seconds * machines.count * machines.watts * PUE / 3.6e9  # J in a MWh

@@ -148,8 +148,8 @@ class Trainer:
         self.step += 1
         # What dropout draws follows from these three, so that a checkpoint need not keep it.
         self.rng.bit_generator.state = np.random.PCG64((c.seed, self.step, ranks.rank)).state
-        x, y = map(xp.asarray, self.stream.batch(c.batch_size))
-        count = int((y != IGNORED).sum())
+        x, y = self.stream.batch(c.batch_size)
+        count, x, y = int((y != IGNORED).sum()), xp.asarray(x), xp.asarray(y)
         loss, size = 0.0, c.batch_size // c.accumulate
         for i in range(0, c.batch_size, size):
             mine = slice(i + ranks.rank, i + size, ranks.size)
