@@ -1,7 +1,6 @@
 """The autograd engine: arrays that remember how they were computed, and formulas made of them.
 
-Here stands which files have fast functions, for which library. Nothing is imported: functional.fast
-does that when it first searches a file. Other packages may append files of theirs.
+Here stands which files have fast functions, for which library; functional.fast imports them.
 """
 
 from minigpt.engine import functional

@@ -51,7 +51,6 @@ def conv2d(x, w, b, stride=1, padding=0, dilation=1):
     y = b + sum over places (i, j) of x[stride (row, column) + dilation (i, j) - padding] w[i, j]
     x (B, Y, X, C), w (I, J, C, O), b (O,) or None -> (B, Y', X', O), with
     Y' = (Y + 2 padding - dilation (I - 1) - 1) // stride + 1; options are ints or pairs.
-    As torch's, but channels come last.
     Source: LeCun et al. 1989; Dumoulin & Visin 2016, arXiv 1603.07285.
     """
     size, y = w.shape[:2], b

@@ -12,12 +12,9 @@ from minigpt.engine.arrays import LIBRARIES
 
 
 def select(name="auto"):
-    """Find the library to compute with: numpy or cupy.
+    """The library to compute with, numpy or cupy -> (library, one line on what was found)
 
-    name: 'cpu', 'gpu' or 'auto', which takes a GPU if one answers
-    -> (library, one line on what was found)
-
-    Raises ValueError if the name is unknown, or if it is 'gpu' and none answers.
+    name: 'cpu', 'gpu' or 'auto'. Raises ValueError if it is unknown, or 'gpu' and none answers.
     """
     if name not in ("auto", "cpu", "gpu"):
         raise ValueError(f"device: expected auto, cpu or gpu, got {name!r}")
@@ -43,8 +40,9 @@ def select(name="auto"):
 def keep_pages():
     """Ask the C library to keep the memory of freed arrays for the next ones.
 
-    By itself glibc, Linux's usual C library, returns large blocks to the system, and the first
-    touch of each fresh page costs time: a step of the 4x128 GPT takes 72 ms, with kept pages 46.
+    By itself glibc, Linux's usual C library, returns large blocks to the system. The next array
+    then gets fresh pages, and the first touch of each page costs time: a step of the 4x128 GPT
+    takes 72 ms that way and 46 ms with kept pages.
     """
     if sys.platform != "linux":
         return

@@ -1,7 +1,7 @@
 """Fast pairs of convolution, ReLU and pooling on NumPy arrays; fast_numpy.py says what a pair is.
 
-B batch, Y rows, X columns, C channels. Windows have I x J places; all windows of an image together
-are a view (B, Y', X', I, J, C): a number that several windows show is stored once.
+Letters are those of convolution.py. All windows of an image together, each of I x J places, are a
+view (B, Y', X', I, J, C): a number that several windows show is stored once.
 """
 
 from functools import reduce
@@ -24,10 +24,7 @@ def _padded(x, padding, fill=0.0):
 
 
 def _windows(x, size, stride, dilation=1):
-    """All windows of x, a view (B, Y', X', I, J, C).
-
-    Raises ValueError if x is smaller than a window.
-    """
+    """All windows of x, a view (B, Y', X', I, J, C).  Raises as _windows in convolution.py does."""
     (sy, sx), (dy, dx) = _two(stride), _two(dilation)
     spans = dy * (size[0] - 1) + 1, dx * (size[1] - 1) + 1
     if spans[0] > x.shape[1] or spans[1] > x.shape[2]:

@@ -1,10 +1,9 @@
 """Fast pairs on NumPy arrays: `f_forward(arrays) -> y, saved`, `f_backward(dy, saved) -> grads`.
 
-Each computes what the definition of its name in functional.py or recipe.py says, with fewer passes
-over memory: it writes in place where an array is private, and it sums by products with ones, which
-BLAS, the library of matrix products, does faster. `saved` is what the backward needs; it belongs to
-the pair alone, so the backward may overwrite it. Percentages say how much longer a step of the
-4x128 GPT (T 64, B 12, V 65) takes without the pair.
+Each computes what the definition of its name says, with fewer passes over memory: it writes in
+place where an array is private, and it sums by products with ones, which BLAS, the library of
+matrix products, does faster. `saved` belongs to the pair alone, so the backward may overwrite it.
+Percentages say how much longer a step of the 4x128 GPT (T 64, B 12, V 65) takes without the pair.
 """
 
 from functools import lru_cache
@@ -30,8 +29,7 @@ def linear_forward(x, w, b):
 
 
 def linear_backward(dy, saved):
-    """dx = dy w^T, dw = x^T dy, as matmul in ops.py derives; db is the sum of the rows of dy,
-    because b is added to every row. The sum is a product with ones."""
+    """dx = dy w^T, dw = x^T dy, as matmul in ops.py derives; db is the sum of dy's rows."""
     rows, w, shape, biased = saved
     dy = dy.reshape(len(rows), w.shape[1])
     db = _constant(len(dy), 1, dy.dtype) @ dy if biased else None

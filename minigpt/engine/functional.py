@@ -24,21 +24,13 @@ def fast(name, x):
 
     Within plain() there is none, and then no file of fast functions is imported either.
     """
-    if not mode.fast:
-        return None
-    files = PAIRS.get(module_of(x).__name__, ())
-    for file in files:
-        if isinstance(file, str):
-            _import(files)
-            return fast(name, x)
+    files = PAIRS.get(module_of(x).__name__, []) if mode.fast else []
+    for place, file in enumerate(files):
+        if isinstance(file, str):  # the name of a module that is searched for the first time
+            file = files[place] = import_module(file)
         if name in file.__dict__:
             return file.__dict__[name]
     return None
-
-
-def _import(files):
-    """Put modules in the places of their names, which happens when they are first searched."""
-    files[:] = [import_module(f) if isinstance(f, str) else f for f in files]
 
 
 def fused(definition):
@@ -52,8 +44,10 @@ def fused(definition):
 
     @wraps(definition)
     def call(*args, **options):
-        if options:
-            args = _in_places(parameters, args, options)
+        if options:  # by position: a pair's gradients come in the order of the parameters
+            bound = parameters.bind(*args, **options)
+            bound.apply_defaults()
+            args = bound.args
         arrays = [x.data if isinstance(x, Tensor) else x for x in args]  # raw(x), without its call
         forward = fast(forward_name, arrays[0])
         if forward is None:
@@ -62,25 +56,13 @@ def fused(definition):
         if mode.bare:
             return y
         backward = fast(backward_name, arrays[0])
-        return record_joint(y, args, _rule(backward, saved), name)
+
+        def rule(*dys):  # the gradients of several outputs are given to the pair as one tuple
+            return backward(dys[0] if len(dys) == 1 else dys, saved)
+
+        return record_joint(y, args, rule, name)
 
     return call
-
-
-def _in_places(parameters, args, options):
-    """All arguments by position: a pair's gradients come in the order of the parameters."""
-    bound = parameters.bind(*args, **options)
-    bound.apply_defaults()
-    return bound.args
-
-
-def _rule(backward, saved):
-    """A pair's backward as the rule of all its inputs; of several outputs it gets a tuple."""
-
-    def rule(*dys):
-        return backward(dys[0] if len(dys) == 1 else dys, saved)
-
-    return rule
 
 
 @fused

@@ -6,6 +6,7 @@ back to its input's shape. The last lines of this file give Tensor its operators
 """
 
 import math
+from functools import partial
 from itertools import pairwise
 
 from minigpt.engine.arrays import module_of
@@ -90,13 +91,9 @@ def clip(x, low=None, high=None):
 
 def where(condition, a, b):
     """y = a where the bool array condition holds, else b"""
-    pick = module_of(condition).where
-    y = pick(condition, raw(a), raw(b))
-    return record(
-        y,
-        (a, lambda dy: pick(condition, dy, 0.0)),
-        (b, lambda dy: pick(condition, 0.0, dy)),
-    )
+    pick = partial(module_of(condition).where, condition)
+    y = pick(raw(a), raw(b))
+    return record(y, (a, lambda dy: pick(dy, 0.0)), (b, lambda dy: pick(0.0, dy)))
 
 
 def sum(x, axis=None, keepdims=False):
@@ -115,10 +112,9 @@ def _spread(dy, shape, axis, keepdims):
     Example: (2, 3, 5) was reduced over axis 1 to (2, 5). The lost axis returns with size 1, which
     gives (2, 1, 5), and broadcasting repeats that to (2, 3, 5) as a view, without a copy.
     """
-    xp = module_of(dy)
     if axis is not None and not keepdims:
-        dy = xp.expand_dims(dy, axis)
-    return xp.broadcast_to(dy, shape)
+        dy = module_of(dy).expand_dims(dy, axis)
+    return module_of(dy).broadcast_to(dy, shape)
 
 
 def mean(x, axis=None, keepdims=False):
@@ -138,9 +134,8 @@ def max(x, axis=None, keepdims=False):
 
     def rule(dy):
         is_largest = a == _spread(y, a.shape, axis, keepdims)
-        n = is_largest.sum(axis=axis, keepdims=True)
-        share = (is_largest / n).astype(a.dtype)
-        return _spread(dy, a.shape, axis, keepdims) * share
+        share = is_largest / is_largest.sum(axis=axis, keepdims=True)
+        return _spread(dy, a.shape, axis, keepdims) * share.astype(a.dtype)
 
     return record(y, (x, rule))
 
@@ -162,11 +157,8 @@ def matmul(a, b):
         # is the fastest path of BLAS and of cuBLAS, and db comes out summed.
         rows = reshape(a, (math.prod(x.shape[:-1]), x.shape[-1]))
         return reshape(matmul(rows, b), x.shape[:-1] + w.shape[1:])
-    return record(
-        x @ w,
-        (a, lambda dy: dy @ w.swapaxes(-1, -2)),
-        (b, lambda dy: x.swapaxes(-1, -2) @ dy),
-    )
+    xt, wt = x.swapaxes(-1, -2), w.swapaxes(-1, -2)
+    return record(x @ w, (a, lambda dy: dy @ wt), (b, lambda dy: xt @ dy))
 
 
 def _vector_matmul(a, b):
@@ -175,9 +167,9 @@ def _vector_matmul(a, b):
     (K,), (..., K, M) -> (..., M);  (..., N, K), (K,) -> (..., N);  (K,), (K,) -> ()
     """
     if raw(b).ndim == 1:
-        y = matmul(a, reshape(b, (b.size, 1)))
+        y = matmul(a, reshape(b, (-1, 1)))
         return reshape(y, y.shape[:-1])
-    y = matmul(reshape(a, (1, a.size)), b)
+    y = matmul(reshape(a, (1, -1)), b)
     return reshape(y, y.shape[:-2] + y.shape[-1:])
 
 
@@ -233,25 +225,25 @@ def stack(xs, axis=0):
 def split(x, parts, axis=0):
     """x cut along axis into equal parts (an int), or before given indices (a list) -> a tuple
 
-    Backward is the concatenation of the parts' gradients. A part that nobody used has gradient 0.
+    Backward puts each part's gradient in its place. A part that nobody used has gradient 0.
     """
     a = raw(x)
-    axis, size = axis % a.ndim, a.shape[axis]
-    starts = parts
+    axis, size, starts = axis % a.ndim, a.shape[axis], parts
     if isinstance(parts, int):
         if size % parts:
             raise ValueError(f"split: expected a size that {parts} divides, got {size}")
         starts = range(size // parts, size, size // parts)
-    ys = [a[_part(axis, start, end)] for start, end in pairwise([0, *starts, size])]
-    xp, dtype, shapes = module_of(a), a.dtype, [y.shape for y in ys]
+    places = [_part(axis, start, end) for start, end in pairwise([0, *starts, size])]
+    xp, shape, dtype = module_of(a), a.shape, a.dtype
 
     def rule(*dys):
-        whole = []
-        for dy, shape in zip(dys, shapes, strict=True):
-            whole.append(xp.zeros(shape, dtype) if dy is None else dy)
-        return xp.concatenate(whole, axis)
+        dx = xp.zeros(shape, dtype)
+        for place, dy in zip(places, dys, strict=True):
+            if dy is not None:
+                dx[place] = dy
+        return dx
 
-    return record(ys, (x, rule))
+    return record([a[place] for place in places], (x, rule))
 
 
 def getitem(x, index):

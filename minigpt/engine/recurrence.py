@@ -75,8 +75,7 @@ def gru(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
 
     h_t = (1 - u) n + u h_{t-1};  r, u = s(r_x + r_h), s(u_x + u_h), n = tanh(n_x + r n_h), with
     r_x, u_x, n_x = x_t w_ih + b_ih;  r_h, u_h, n_h = h_{t-1} w_hh + b_hh;  s = sigmoid
-    x (B, T, I), h (B, H), w_ih (I, 3H), w_hh (H, 3H), b (3H,), mask (B, T), 0 = skip
-    -> (B, T, H), the last of which is the last h.
+    The shapes are those of rnn, with 3H columns in the weights and biases.
     Source: Cho et al. 2014, arXiv 1406.1078; the form is torch.nn.GRU's.
     """
 

@@ -7,7 +7,6 @@ a stranger's file is safe to open. Equal states give equal bytes.
 import json
 import os
 import zlib
-from contextlib import contextmanager
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -25,8 +24,8 @@ class CheckpointError(ValueError):
 def save(path, arrays, about):
     """Write {name: array} and the JSON-able dict `about` to path, or leave path as it was.
 
-    The bytes go to a file beside it, which then takes the old one's name in a single operation of
-    the file system: whatever happens, path holds the old file or the new one, never a part.
+    The bytes go to a file beside it, which then takes the name of the old one in a single operation
+    of the file system. So path always holds the old file or the new one, and never a part of it.
     """
     beside = f"{path}.{os.getpid()}"
     # safetensors would store a transposed or sliced array in the wrong order, without a word
@@ -49,56 +48,51 @@ def load(path):
 
     Raises FileNotFoundError if there is no file, CheckpointError if it is not what save wrote.
     """
-    with _opened(path) as file:
-        arrays = {name: file.get_tensor(name) for name in file.keys()}
-        about = _json(file)
-    crc = _accepted(path, about)
+    arrays, about, crc = _read(path)
     if crc != checksum(arrays, about):
         raise CheckpointError(f"{path}: damaged, its checksum is another; use another checkpoint")
     return arrays, about
 
 
 def read_about(path):
-    """The JSON part alone, for a listing of many runs. Raises as load does, but reads no array."""
-    with _opened(path) as file:
-        about = _json(file)
-    _accepted(path, about)
-    return about
+    """Read the JSON part alone, which a listing of many runs needs -> about
+
+    No array is read, so damage among the arrays goes unnoticed. Raises as load does.
+    """
+    return _read(path, with_arrays=False)[1]
 
 
-@contextmanager
-def _opened(path):
-    """The open safetensors file; what damage makes it or json raise becomes a CheckpointError."""
+def _read(path, with_arrays=True):
+    """What lies in a file that this version of the program wrote -> arrays, about, checksum
+
+    Whatever damage makes safetensors or json raise becomes a CheckpointError of one line.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; train one first")
     try:
         open(path, "rb").close()  # safetensors would call a file damaged that nobody may read
         with safe_open(path, "numpy") as file:
-            yield file
+            names = file.keys() if with_arrays else ()
+            arrays = {name: file.get_tensor(name) for name in names}
+            about = json.loads((file.metadata() or {}).get(KEY, "null"))
     except (SafetensorError, AttributeError, ValueError, TypeError, RecursionError) as e:
         why = f"({str(e).splitlines()[0]}); use another"
         raise CheckpointError(f"{path}: damaged, or no checkpoint at all {why}") from None
 
-
-def _json(file):
-    """What the JSON text in the header says, None if there is no such text."""
-    text = (file.metadata() or {}).get(KEY)
-    return text and json.loads(text)
-
-
-def _accepted(path, about):
-    """Check that this program wrote `about`, take its version and checksum out -> the checksum"""
     if not isinstance(about, dict):
         raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")
     version = about.pop("version", None)
     if version != VERSION:
         got = f"got {version}; open it with the minigpt that wrote it"
         raise CheckpointError(f"{path}: expected checkpoint version {VERSION}, {got}")
-    return about.pop("crc", None)
+    return arrays, about, about.pop("crc", None)
 
 
 def checksum(arrays, about):
-    """A CRC-32 of all arrays and of the JSON: safetensors does not notice a flipped bit."""
+    """A CRC-32 of all that was saved, because safetensors does not notice a flipped bit.
+
+    It covers the JSON part and the names, types, shapes and numbers of all arrays.
+    """
     crc = zlib.crc32(json.dumps(about, sort_keys=True).encode())
     for name, a in sorted(arrays.items()):
         crc = zlib.crc32(f"{name} {a.dtype} {a.shape}".encode(), crc)

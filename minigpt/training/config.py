@@ -3,6 +3,7 @@
 import argparse
 import math
 import operator
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import partial
@@ -86,16 +87,13 @@ def number(kind, *bounds):
     bounds = (*bounds, ("<", 2**31)) if kind is int else bounds
 
     def parse(word):
-        try:
+        with suppress(ValueError, OverflowError):  # no number, or an int beyond every float
             value = kind(word)
-            fits = math.isfinite(value) and all(COMPARE[sign](value, b) for sign, b in bounds)
-        except (ValueError, OverflowError):  # no number, or an int beyond every float
-            fits = False
-        if not fits:
-            wanted = "a whole number" if kind is int else "a number"
-            wanted += " " + " and ".join(f"{sign} {bound}" for sign, bound in bounds)
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {word!r}")
-        return value
+            if math.isfinite(value) and all(COMPARE[sign](value, b) for sign, b in bounds):
+                return value
+        wanted = "a whole number" if kind is int else "a number"
+        wanted += " " + " and ".join(f"{sign} {bound}" for sign, bound in bounds)
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {word!r}")
 
     return parse
 

@@ -37,8 +37,7 @@ def training(flops, machines):
     time = FLOPs / (count rate), energy = time count watts PUE.  Source: Patterson et al. 2021.
     """
     seconds = flops / (machines.count * machines.rate)
-    joules = seconds * machines.count * machines.watts * PUE
-    energy = joules / 3.6e9  # J in a MWh
+    energy = seconds * machines.count * machines.watts * PUE / 3.6e9  # J in a MWh
     return seconds, energy, energy * CARBON  # a t per MWh is a kg per kWh
 
 

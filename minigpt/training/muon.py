@@ -48,7 +48,7 @@ class Muon:
     Source: Jordan et al. 2024; factor: Liu et al. 2025, arXiv 2502.16982.
     """
 
-    kept = 1, 2  # numbers remembered per weight of a hidden matrix, and per other weight
+    kept = 1, 2
 
     def __init__(self, flat, weight_decay=0.1, momentum=0.95):
         self.flat, self.weight_decay, self.momentum = flat, weight_decay, momentum
@@ -58,7 +58,6 @@ class Muon:
         self.moments = {"momentum": m} | self.rest.moments
 
     def step(self, rate, number):
-        """Update the weights. rate: the learning rate; number counts the steps from 1."""
         if shared := fast("muon_step", self.flat.data):  # the same in less time: fast_optim.py
             return shared(self, rate, number)
         self.rest.step(rate, number)

@@ -2,8 +2,8 @@
 
 All weights of a model lie in one vector w, and their gradients in another one, g (class Flat in
 nn/module.py), so a formula for one weight is one line of code for all of them. Every step changes
-these vectors in place: `w -= ...`, `m[:] = ...`. The parameters of the model are views of w, and a
-new array under the name w would not reach them.
+these vectors in place (`w -= ...`, `m[:] = ...`), because the parameters of the model are views of
+w: a new array under this name would not reach them.
 """
 
 import math
@@ -22,8 +22,7 @@ class SGD:
     them; where they contradict each other, they cancel. Weight decay pulls matrices, but not biases
     and norms, toward zero, so that only weights that lower the loss stay large.
 
-    flat: a Flat, whose gradient is zero again after a step. moments: the arrays that an optimizer
-    remembers from step to step, so a checkpoint has to keep them.
+    moments: the arrays that an optimizer remembers from step to step; a checkpoint keeps them.
     Source: Sutskever et al. 2013, section 2; decay: Loshchilov & Hutter 2019.
     """
 
@@ -55,7 +54,7 @@ class AdamW:
     at 0, so after t steps the shares of the gradients in them add up to 1 - b^t instead of 1, and
     m_hat and v_hat make up for that. At the first step m_hat = g and v_hat = g^2: each weight
     changes by `rate`, whether its gradient is 100 or 0.01. The decay is not divided by sqrt(v_hat);
-    this is what the W adds to Adam. Biases and norms do not decay.
+    this is what the W adds to Adam.
     Source: Loshchilov & Hutter 2019, algorithm 2.
     """
 
@@ -67,7 +66,6 @@ class AdamW:
         self.moments = {"m": zeros(flat.data), "v": zeros(flat.data)}
 
     def step(self, rate, number):
-        """Update the weights. rate: the learning rate; number counts the steps from 1."""
         if in_place := fast("adamw_step", self.flat.data):  # the same in less time: fast_optim.py
             return in_place(self, rate, number)
         w, g, m, v = self.flat.data, self.flat.grad, self.moments["m"], self.moments["v"]
@@ -84,9 +82,8 @@ class AdamW:
 def clip(gradient, limit):
     """Shorten the gradient to norm `limit` if it is longer -> the norm that it had.
 
-    So one unusual batch cannot throw the weights far off. A gradient that is not finite stays as it
-    is, and the caller sees this in the norm.
-    Source: Pascanu et al. 2013, arXiv 1211.5063.
+    So one unusual batch cannot throw the weights far off. The caller sees in the norm if the
+    gradient is not finite. Source: Pascanu et al. 2013, arXiv 1211.5063.
     """
     norm = math.sqrt(float(gradient @ gradient))
     if limit < norm < math.inf:
@@ -95,10 +92,7 @@ def clip(gradient, limit):
 
 
 def cosine(done):
-    """Half a wave of the cosine, from the peak rate down to a tenth of it.
-
-    Source: Loshchilov & Hutter 2017, arXiv 1608.03983.
-    """
+    """Half a wave from the peak to a tenth.  Source: Loshchilov & Hutter 2017, arXiv 1608.03983"""
     return 0.55 + 0.45 * math.cos(math.pi * done)
 
 

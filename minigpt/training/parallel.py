@@ -8,8 +8,9 @@ The gradient of a sum over the batch is the sum of the gradients of its parts. S
 rank, computes the gradient of its part; all gradients are added up; and as all ranks began with
 equal weights and take equal steps, their weights stay equal without ever being sent.
 
-The gradients lie in memory that all ranks see, so adding them up copies nothing. Small values go
-through pipes, which also tell when the other end has died. Source: Li et al. 2020, arXiv 2006.15704
+The gradients lie in memory that all ranks see. Small values go through pipes, which also tell when
+the process at the other end has died. processes.py starts and ends the processes.
+Source: Li et al. 2020, arXiv 2006.15704.
 """
 
 import mmap
@@ -36,9 +37,7 @@ class Process(Alone):
         if self.rank:
             self.pipes[0].send(value)
             return self.pipes[0].recv()
-        values = [value]
-        for rank in range(1, self.size):
-            values.append(self._hear(rank))
+        values = [value, *map(self._hear, range(1, self.size))]
         for pipe in self.pipes:
             with suppress(OSError):  # this rank has just died; the next _hear of it will say so
                 pipe.send(values)
@@ -78,8 +77,9 @@ class Process(Alone):
     def all_reduce(self, vector):
         """Replace every rank's row by the sum of all rows; `vector` is the row that zeros gave.
 
-        Each rank takes its part of the columns, adds up the rows there, in order of rank, so that
-        the last bit is the same every time, and writes the sum into every row.
+        If each rank added up whole rows, all would do the same work. So each takes its part of the
+        columns, adds up the rows there, and writes the sum into every row. The rows are added in
+        order of rank, so the sums are the same to the last bit, every time.
         """
         n = self.rows.shape[1]
         start, stop = n * self.rank // self.size, n * (self.rank + 1) // self.size
@@ -94,9 +94,9 @@ class Process(Alone):
 def scratch(row, size):
     """Make a file of `size` rows of zero bytes -> its path.
 
-    It lies in /dev/shm, which is memory, or on the disk if that is full (containers give 64 MB).
-    The zeros are really written: a hole in a file, first used when the disk is full, ends the
-    process without an error to catch.
+    It lies in /dev/shm, which is memory, or on the disk if that has no room: containers often give
+    64 MB. The zeros are really written: in a file that is merely declared long, a full disk would
+    end the process later, without an error to catch.
     """
     for folder in ("/dev/shm", tempfile.gettempdir()):
         with suppress(OSError):

@@ -1,7 +1,8 @@
 """Starting the processes that train together, and making sure that none is left behind.
 
-Rank 0 is the process that the user started; it starts the others. If any of them dies, all have to
-end: a pipe tells when the process at its other end is gone, and rank 0 kills its children at last.
+Rank 0 is the process that the user started; it starts the others. Any may die at any time, and then
+all have to end. Two facts give this: a pipe tells its reader when the process at the other end is
+gone, and rank 0 kills its children at last.
 """
 
 import multiprocessing
@@ -23,9 +24,8 @@ from minigpt.training.ranks import Alone
 def run(size, program, *args):
     """Run program(ranks, *args) on `size` ranks -> what it returns on rank 0, this process.
 
-    The others are new processes: program and args must be picklable, and a script that calls this
-    must guard its work with `if __name__ == "__main__":`. Raises ChildProcessError if another rank
-    dies or fails. However the run ends, no rank stays.
+    program and args must be picklable, and a script that calls this must guard its own work with
+    `if __name__ == "__main__":`. Raises ChildProcessError if another rank dies or fails.
     """
     if size == 1:
         return program(Alone(), *args)
@@ -67,11 +67,11 @@ def _start(size, pipes, children):
 def _ctrl_c_waits():
     """Within the block Ctrl-C is only noted, and raised at its end; no process in it gets Ctrl-C.
 
-    A terminal sends Ctrl-C (the signal SIGINT) to all processes of a command at once, and rank 0
-    alone shall answer. But a new Python prints a traceback if the signal comes before `_rank` has
-    switched it off, and rank 0 would lose a half-started child. So here a handler notes the signal,
-    and the new processes inherit that it is blocked. (Blocking does not help here: other threads of
-    this process still receive the signal, and Python then runs the handler.)
+    A terminal sends Ctrl-C (the signal SIGINT) to all processes of a command at once. Rank 0 alone
+    shall answer, by saving and ending the others. But a new Python prints a traceback if the signal
+    comes before `_rank` has switched it off, and rank 0 would lose a half-started child. So a
+    handler notes the signal here, and the new processes inherit a block of the signal, which lasts.
+    The block alone does not protect rank 0: other threads of it still receive the signal.
     """
     came = []
     can_block = hasattr(signal, "pthread_sigmask")  # Windows cannot
@@ -91,7 +91,7 @@ def _ctrl_c_waits():
 
 
 def _rank(rank, size, pipe):
-    """What another process does: run the program that rank 0 sends, and send it back any error."""
+    """What another process does: it waits for the program, runs it, and sends rank 0 its errors."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows has no block that it could inherit
     device.keep_pages()  # each process has its own allocator to set
     with suppress(EOFError, OSError):  # the pipe ends when rank 0 has ended
@@ -106,14 +106,19 @@ def _rank(rank, size, pipe):
 
 
 def threads(size):
-    """Within `with threads(size):` BLAS uses this rank's share of the cores. If every rank used
-    all, each product would wait for a thread whose core another rank has."""
+    """Within `with threads(size):` BLAS uses this rank's share of the cores.
+
+    By default every process starts one thread per core, and ranks would take cores from each other.
+    """
     return threadpool_limits(max(1, physical_cores() // size), user_api="blas")
 
 
 def physical_cores():
-    """How many cores this process may use. Two hyperthreads share the arithmetic of one core, and a
-    container or a scheduler may grant only some of the machine's; a process too many only waits."""
+    """How many cores this process may use, where two hyperthreads are one core.
+
+    os.cpu_count() counts hyperthreads, which share the arithmetic units of their core, and the
+    cores of the whole machine, of which a container or a scheduler may grant only some.
+    """
     usable = range(os.cpu_count() or 1)
     if hasattr(os, "sched_getaffinity"):  # Linux: the numbers that the scheduler grants
         usable = os.sched_getaffinity(0)
@@ -131,16 +136,15 @@ def refuse_too_many(workers, on_gpu):
     """Raise ValueError if so many processes could only be in each other's way."""
     most = 1 if on_gpu else 4 * physical_cores()
     if workers > most:
-        got = f"got {workers}; leave it out"
-        raise ValueError(f"--workers: expected at most {most} here, {got}")
+        raise ValueError(f"--workers: expected at most {most} here, got {workers}; leave it out")
 
 
 def how_many(config, model):
     """How many processes shall share a batch: as many as asked for, or as many as pay; 1 on a GPU.
 
-    A further process costs a second to start, and in every step 1 ms of waiting and its own update
-    of all weights. It pays if a step and the whole run are long enough, which their FLOPs tell
-    beforehand, and if its share of a batch keeps it busy: 128 tokens, or 16 rows of examples.
+    One process drives a GPU. On a CPU each further process costs a second to start, and in every
+    step 1 ms of waiting and its own update of all weights. They pay if a step and the whole run are
+    long enough, and if each has enough to do: 128 tokens, or 16 rows if an example is one token.
     """
     if model.library is not np:
         return 1

@@ -1,7 +1,7 @@
 """The interface of a rank: one of the processes that train a model together.
 
 The training loop asks its rank for sums over all ranks, for lists of their values, and to wait for
-the others. A process that trains alone answers trivially; parallel.py has several processes.
+the others. parallel.py, in the part on speed, has the ranks of several processes.
 """
 
 

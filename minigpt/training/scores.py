@@ -1,7 +1,8 @@
 """How often a classifier or an answer is right, and in which way it is wrong.
 
-N examples, K classes: p (N, K) are the probabilities that a model gives, y (N,) the true classes.
-Of two classes the one to be found (an illness, say) is positive, and its probability is the score.
+Here N rows are examples and K is the number of classes; p (N, K) holds the probabilities that a
+model gives, and y (N,) the true classes. Where there are two classes, the one to be found (an
+illness, say) is called positive, and its probability is the score: score (N,), positive (N,) bool.
 """
 
 import numpy as np
@@ -12,20 +13,22 @@ from minigpt.engine.functional import IGNORED, softmax
 
 
 def accuracy(p, y):
-    """The share of the rows whose most probable class is the true one.  p (N, K), y (N,)"""
+    """The share of the rows whose most probable class is the true one."""
     return float((p.argmax(1) == y).mean())
 
 
 def confusion(p, y):
-    """How many rows of class i are taken for class j.  p (N, K), y (N,) -> (K, K)"""
+    """How many rows of class i are taken for class j -> (K, K)"""
     k = p.shape[1]
     pair = y * k + p.argmax(1)  # i K + j: a number of its own for each pair (i, j)
     return np.bincount(pair, minlength=k * k).reshape(k, k)
 
 
 def rates(score, positive, cut):
-    """[sensitivity, specificity]: the share of the positives that score above the cut, and of the
-    negatives that do not; NaN for a class that is absent.  score (N,), positive (N,) bool
+    """How often a cut in the scores is right: among the positives, and among the negatives.
+
+    Sensitivity is the share of the positives that score above the cut, specificity the share of the
+    negatives that do not -> [sensitivity, specificity], NaN for a class that is absent
     """
     above = np.asarray(score, float) > cut  # in float32 the cut could round up to a score
     found, spared = above[positive], ~above[~positive]
@@ -43,9 +46,7 @@ def auc(score, positive):
 
     The rank of a positive, counted from 1, says how many rows stand up to it. So R counts the
     negatives below each positive, which are the pairs in order, and also the positives up to each
-    positive, which are 1 + 2 + ... + n = n (n + 1) / 2.
-
-    score (N,), positive (N,) bool -> float, NaN if one of the classes is absent.
+    positive, which are 1 + 2 + ... + n = n (n + 1) / 2. NaN if one of the classes is absent.
     Source: Mann & Whitney 1947; Hanley & McNeil 1982.
     """
     n, m = int(positive.sum()), int((~positive).sum())
@@ -62,7 +63,7 @@ def threshold(score, positive):
 
     It lies midway between two neighbouring scores. Each distinct score is tried as the last below
     the cut: then all negatives up to it are right, and all positives up to it are missed.
-    score (N,), positive (N,) bool, some of them true and some false.  Source: Youden 1950.
+    Both classes must be present.  Source: Youden 1950.
     """
     values, place = np.unique(np.asarray(score, float), return_inverse=True)
     n = np.bincount(place[positive], minlength=len(values))  # positives with each score
@@ -73,42 +74,42 @@ def threshold(score, positive):
 
 
 def report(p, y, classes, cut=None, positive=None, groups=None):
-    """Lines that say how good p (N, K) is for y (N,); classes: their names.
+    """Lines of text that say how good p is: accuracy, who is taken for whom, and what a cut finds.
 
     With two classes there may be a cut for the class `positive`, and groups = (title, names (N,))
     of the rows, for each of which the errors at the cut are listed.
     """
     table = confusion(p, y)
-    lines = [f"accuracy {accuracy(p, y):.2%} of {len(y)}"]
+    rows = [("true, taken for", *classes), *zip(classes, *table.T, strict=True)]
     if len(classes) > 20:
-        lines += worst(table, classes)
-    else:
-        lines += aligned(("true, taken for", *classes), *zip(classes, *table.T, strict=True))
+        rows = worst(table, classes)
+    lines = [f"accuracy {accuracy(p, y):.2%} of {len(y)}", *aligned(*rows)]
     if cut is not None:
         score, truth = p[:, positive].astype(float), y == positive
         sensitivity, specificity = rates(score, truth, cut)
-        line = f"AUC {auc(score, truth):.4f}; {classes[positive]} if above {cut:.3f}: sensitivity "
-        lines.append(line + f"{sensitivity:.1%}, specificity {specificity:.1%}")
+        found = f"sensitivity {sensitivity:.1%}, specificity {specificity:.1%}"
+        found = f"{classes[positive]} if above {cut:.3f}: {found}"
+        lines.append(f"AUC {auc(score, truth):.4f}; {found}")
         if groups:
             lines += audit(score, truth, cut, *groups)
     return lines
 
 
 def worst(table, classes):
-    """Lines with the five classes that are most often taken for others; table (K, K)."""
+    """Rows with the five classes that are most often taken for others; table (K, K)."""
     counts = table.sum(1)
     wrong = 1 - table.diagonal() / np.maximum(counts, 1)
     rows = [("worst classes", "wrong", "of")]
     for k in np.argsort(-wrong, kind="stable")[:5]:
         rows.append((classes[k], f"{wrong[k]:.1%}", counts[k]))
-    return aligned(*rows)
+    return rows
 
 
 def audit(score, positive, cut, title, names):
     """Lines with the rates of errors in each group of rows: is a model as good for the young?
 
-    False positives are the negatives above the cut, false negatives the positives below it; a dash
-    stands where there are none to tell. title: what the groups are; names (N,): each row's group.
+    False positives are the negatives above the cut, false negatives the positives below it. A dash
+    stands for the rate of an absent kind. title: what the groups are; names (N,): each row's group.
     """
     rows = [(title, "rows", "errors", "false positive", "false negative")]
     for name in np.unique(names):
@@ -147,7 +148,7 @@ def predicted(model, x, batch_size, predict):
 
 
 def probabilities(model, x, batch_size=256):
-    """What a classifier thinks of x: softmax of its logits.  x (N, ...) -> (N, K), a NumPy array"""
+    """What a classifier thinks of x: softmax of its logits.  x (N, ...) -> p, a NumPy array"""
     return predicted(model, x, batch_size, lambda z: softmax(z).data)
 
 

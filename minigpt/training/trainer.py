@@ -32,8 +32,7 @@ def mean_loss(model, x, y, batch_size, ranks=None):
 
     With several ranks each computes its share of the windows, and all get the mean of all.
     """
-    ranks = ranks or Alone()
-    training = model.training
+    ranks, training = ranks or Alone(), model.training
     model.eval()
     total, count = 0.0, int((y != IGNORED).sum())
     x, y = x[ranks.rank :: ranks.size], y[ranks.rank :: ranks.size]
@@ -48,9 +47,9 @@ def mean_loss(model, x, y, batch_size, ranks=None):
 class Trainer:
     """Trains a model on a stream of batches and keeps last.safetensors, best.safetensors, log.csv.
 
-    validation: (x, y), all windows of the split, of which a fixed sample is used while training;
-    rng: the Generator that the model's dropout draws from; about: goes into the checkpoint;
-    on_evaluate(trainer, loss, best) prints. Of the ranks only rank 0 writes and prints.
+    `validation` is (x, y), all windows of the split. Dropout draws from the Generator `rng`.
+    `about` goes into the checkpoint. `on_evaluate(trainer, loss, best)` prints. Every one of the
+    `ranks` trains, but only rank 0 writes and prints.
     """
 
     def __init__(
@@ -64,7 +63,8 @@ class Trainer:
         self.stopped = False  # by Ctrl-C
         self.stale = 0  # validations without a new best, since the rate has been falling
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
-        # Forward only costs a third of a step; on a fifth of the tokens, 7 % of the time.
+        # While training, a fixed sample is validated: as many windows as a fifth of the training
+        # reads. Forward only, a third of a training step, this costs about 7 % of the time.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
         sample = np.linspace(0, len(validation[0]) - 1, n).astype(int)
         self.windows = validation
@@ -115,8 +115,8 @@ class Trainer:
             self.save("probe")
             (self.out / "probe.safetensors").unlink()
         except OSError as error:
-            what = f"--out: cannot save in {self.out}: {error.strerror}"
-            raise OSError(f"{what}; free space, or name another --out") from None
+            why = f"{error.strerror}; free space, or name another --out"
+            raise OSError(f"--out: cannot save in {self.out}: {why}") from None
 
     def end(self):
         """Say why the run is over, if it is not because all steps are done."""
@@ -183,10 +183,7 @@ class Trainer:
         raise FloatingPointError(f"step {self.step}: loss {loss}, {bad}; {hint}")
 
     def run(self):
-        """Train up to config.steps, or until Ctrl-C, or until --patience is at its end.
-
-        A checkpoint is written in any case.
-        """
+        """Train up to config.steps, or until Ctrl-C, or until --patience is at its end."""
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
         hide = None if self.first else True  # None: show it if the output is a terminal
         bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=hide, leave=False)
@@ -203,9 +200,8 @@ class Trainer:
                 if c.steps is None:
                     self.plan(times)
                     bar.total = c.steps
-                bar.set_postfix_str(
-                    f"loss {self.recent:.3f}, {tokens / took:,.0f} {self.stream.unit}/s", False
-                )
+                speed = f"{tokens / took:,.0f} {self.stream.unit}/s"
+                bar.set_postfix_str(f"loss {self.recent:.3f}, {speed}", refresh=False)
                 bar.update()
                 if self.step % c.eval_every == 0 or self.step == c.steps:
                     self.evaluate()
@@ -227,12 +223,11 @@ class Trainer:
         c.steps = self.ranks.all_gather(steps)[0]
         if not c.steps:
             return
-        most = max(self.step, self.stream.epochs * len(self.stream) // c.batch_size)
-        why = f"fit in {c.minutes:g} min"
+        epochs, why = self.stream.epochs, f"fit in {c.minutes:g} min"
+        most = max(self.step, epochs * len(self.stream) // c.batch_size)
         if c.steps > most:
             c.steps = most
-            often = f"{self.stream.epochs} times"
-            why = f"read this data {often}, more learns it by heart; --steps N insists"
+            why = f"read this data {epochs} times, more learns it by heart; --steps N insists"
         if self.first:
             tqdm.write(f"{'':<14} {c.steps} steps {why}")
 
@@ -257,27 +252,26 @@ class Trainer:
             self.save("best")  # first: a run that goes on from `last` takes the best for saved
         self.save("last")
         tokens = self.step * c.batch_size * self.stream.block_size
-        row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}"
+        row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}\n"
         with open(self.out / "log.csv", "w" if best == NEVER else "a") as file:
             head = "" if file.tell() else "step,training,validation,tokens,seconds\n"
-            file.write(f"{head}{row}\n")
+            file.write(head + row)
         self.on_evaluate(self, loss, best)
 
     def save(self, name):
         """Write OUT/name.safetensors: weights, moments, and where the stream of batches stands."""
-        moments = {f"optimizer.{name}": array for name, array in self.optimizer.moments.items()}
-        state = {name: getattr(self, name) for name in STATE}
-        about = {"config": asdict(self.config) | {"out": None}}  # the folder may move
-        about |= {"state": state | {"stream": self.stream.position}}
+        moments = {f"optimizer.{key}": array for key, array in self.optimizer.moments.items()}
+        state = {key: getattr(self, key) for key in STATE} | {"stream": self.stream.position}
+        config = asdict(self.config) | {"out": None}  # the folder may move
+        about = self.about | {"config": config, "state": state}
         arrays = self.model.state_dict() | moments
-        checkpoint.save(self.out / f"{name}.safetensors", arrays, self.about | about)
+        checkpoint.save(self.out / f"{name}.safetensors", arrays, about)
 
     def restore(self, arrays, about):
         """Continue from a loaded checkpoint as if the run had never stopped."""
-        state = about["state"]
         self.model.load_state_dict(checkpoint.weights(arrays))
         for name, moment in self.optimizer.moments.items():
             moment[...] = module_of(moment).asarray(arrays[f"optimizer.{name}"])
-        self.stream.position = state["stream"]
+        self.stream.position = about["state"]["stream"]
         for name in STATE:
-            setattr(self, name, state[name])
+            setattr(self, name, about["state"][name])
