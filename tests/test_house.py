@@ -115,8 +115,16 @@ def test_a_new_mixer_writes_classifies_and_is_counted_as_itself(
 def test_a_papers_model_does_not_classify_and_both_are_named(place, capsys, name):
     error = mistake(train.main, ["--data", "digits", "--model", name], capsys, place)
     *others, last = nn.FAMILIES
-    expected = f"expected {', '.join(others)} or {last} for examples, got {name}\n"
+    expected = (
+        f"expected {', '.join(others)} or {last} for examples, got {name}; choose one of these\n"
+    )
     assert error == f"train.py: --model: {expected}"
+
+
+@pytest.mark.parametrize("words", ["--tokenizer bpe", "--vocab-size 300"])
+def test_examples_have_no_tokenizer_and_that_is_said(place, capsys, words):
+    error = mistake(train.main, ["--data", "digits", *words.split()], capsys, place)
+    assert error == "train.py: --tokenizer: expected text or a task, got images; leave it out\n"
 
 
 # python -m minigpt

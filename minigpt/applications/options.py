@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minigpt.applications.application import model_shape
 from minigpt.datasets import catalogue
+from minigpt.messages import check
 from minigpt.nn import FAMILIES, PAPERS, model_class
 from minigpt.nn.presets import SIZES
 from minigpt.training import checkpoint
@@ -28,7 +29,7 @@ def configure(given, resume, overwrite):
     out = Path(run["out"] or f"out/{names}-{run['model']}")
     if {"minutes", "steps"} <= given.keys():
         raise ValueError("--steps: expected --minutes or --steps, got both; leave one out")
-    saved = None
+    saved, tokenizer = None, {"tokenizer", "vocab_size"} & given.keys()
     if resume:
         saved = checkpoint.load(out / "last.safetensors")
         given = continued(given, saved[1])
@@ -38,10 +39,11 @@ def configure(given, resume, overwrite):
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
     kind = catalogue.kind(run["data"], given.get("target"))
-    if kind not in ("text", "task") and run["model"] in PAPERS:
+    if kind not in ("text", "task"):
         *others, last = FAMILIES
-        expected = f"{', '.join(others)} or {last} for examples"
-        raise ValueError(f"--model: expected {expected}, got {run['model']}")
+        expected, remedy = f"{', '.join(others)} or {last} for examples", "choose one of these"
+        check(run["model"] not in PAPERS, "--model", expected, run["model"], remedy)
+        check(not tokenizer, "--tokenizer", "text or a task", f"{kind}s", "leave it out")
     config = fitted(kind, given)
     config.out = str(out)
     model_shape(config, 1)  # refuses a shape that cannot be before any data is read

@@ -258,7 +258,11 @@ def _walk(root, output, grad):
 
 
 def _deliver(target, number, dx, waiting, arrived):
-    """Add dx to a leaf's own array, or to what waits at an output of a node."""
+    """Add dx to a leaf's own array, or to what waits at an output of a node.
+
+    Contributions add: if x acts on the loss through y and through z, a small change of x changes
+    the loss by the sum of what it changes through either.
+    """
     if isinstance(target, Tensor):
         if target.grad is None:  # a copy, because z = a + b hands the same dz to both
             target.grad = module_of(target.data).array(dx, dtype=target.dtype)

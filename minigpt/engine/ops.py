@@ -225,7 +225,7 @@ def stack(xs, axis=0):
 def split(x, parts, axis=0):
     """x cut along axis into equal parts (an int), or before given indices (a list) -> a tuple
 
-    Backward puts each part's gradient in its place. A part that nobody used has gradient 0.
+    Backward is the concatenation of the parts' gradients. A part that nobody used has gradient 0.
     """
     a = raw(x)
     axis, size, starts = axis % a.ndim, a.shape[axis], parts
@@ -233,17 +233,16 @@ def split(x, parts, axis=0):
         if size % parts:
             raise ValueError(f"split: expected a size that {parts} divides, got {size}")
         starts = range(size // parts, size, size // parts)
-    places = [_part(axis, start, end) for start, end in pairwise([0, *starts, size])]
-    xp, shape, dtype = module_of(a), a.shape, a.dtype
+    ys = [a[_part(axis, start, end)] for start, end in pairwise([0, *starts, size])]
+    xp, dtype, shapes = module_of(a), a.dtype, [y.shape for y in ys]
 
     def rule(*dys):
-        dx = xp.zeros(shape, dtype)
-        for place, dy in zip(places, dys, strict=True):
-            if dy is not None:
-                dx[place] = dy
-        return dx
+        whole = []
+        for dy, shape in zip(dys, shapes, strict=True):
+            whole.append(xp.zeros(shape, dtype) if dy is None else dy)
+        return xp.concatenate(whole, axis)
 
-    return record([a[place] for place in places], (x, rule))
+    return record(ys, (x, rule))
 
 
 def getitem(x, index):

@@ -48,7 +48,7 @@ class Muon:
     Source: Jordan et al. 2024; factor: Liu et al. 2025, arXiv 2502.16982.
     """
 
-    kept = 1, 2
+    kept = 1, 2  # numbers remembered per weight of a hidden matrix, and per other weight
 
     def __init__(self, flat, weight_decay=0.1, momentum=0.95):
         self.flat, self.weight_decay, self.momentum = flat, weight_decay, momentum
