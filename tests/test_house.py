@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_cli import SMALL, TEXT, mistake
+from test_cli import SMALL, folder, mistake
 
 import minigpt
 import sample
@@ -23,14 +23,7 @@ from minigpt.nn.layers import Linear
 from minigpt.nn.module import Mixer
 from minigpt.nn.recipe import Recipe
 
-
-@pytest.fixture
-def place(tmp_path, tmp_path_factory, monkeypatch):
-    """An empty working folder with a text in it; what train.py caches goes elsewhere."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "CACHE", tmp_path_factory.mktemp("cache"))
-    Path("text.txt").write_text(TEXT)
-    return tmp_path
+place = folder  # the fixture, by a name that hides no import
 
 
 # names and messages

@@ -150,14 +150,15 @@ class Trainer:
         # What dropout draws follows from these three, so that a checkpoint need not keep it.
         self.rng.bit_generator.state = np.random.PCG64((c.seed, self.step, ranks.rank)).state
         x, y = self.stream.batch(c.batch_size)
-        count, x, y = int((y != IGNORED).sum()), xp.asarray(x), xp.asarray(y)
+        count = int((y != IGNORED).sum())  # scored targets of the whole batch
+        x, y = xp.asarray(x), xp.asarray(y)
         loss, size = 0.0, c.batch_size // c.accumulate
         for i in range(0, c.batch_size, size):
             mine = slice(i + ranks.rank, i + size, ranks.size)
             part = cross_entropy(self.model(x[mine]), y[mine], count=count)
-            part.backward()
+            part.backward()  # adds to flat.grad, which the last step has left zero
             loss += part.item()
-        ranks.all_reduce(self.flat.grad)
+        ranks.all_reduce(self.flat.grad)  # now the gradient of the whole batch
         loss = sum(ranks.all_gather(loss))
         norm = clip(self.flat.grad, CLIP)
         if not math.isfinite(loss + norm):
@@ -178,9 +179,9 @@ class Trainer:
         arrays = [(f"the weight of {name}", p.data) for name, p in named]  # they are the cause
         arrays += [(f"the gradient of {name}", p.grad) for name, p in named]
         bad = [name for name, a in arrays if not module_of(a).isfinite(a).all()]
-        bad = f"{bad[0]} is not finite" if bad else "the gradient is too long"
+        why = f"{bad[0]} is not finite" if bad else "the gradient is too long"
         hint = "checkpoints stay as they were; try a lower --learning-rate"
-        raise FloatingPointError(f"step {self.step}: loss {loss}, {bad}; {hint}")
+        raise FloatingPointError(f"step {self.step}: loss {loss}, {why}; {hint}")
 
     def run(self):
         """Train up to config.steps, or until Ctrl-C, or until --patience is at its end."""
