@@ -47,7 +47,7 @@ sys.settrace(None)
 print(json.dumps({name: sorted(found) for name, found in lines.items()}))
 """
 SIZE = "--steps 4 --eval-every 2 --n-layer 1 --n-embd 16 --n-head 2"
-CANONICAL = f"--model gpt2-mini --optimizer adamw --plain --workers 1 {SIZE}"
+CANONICAL = f"--model gpt2-mini --optimizer adamw --batch-size 12 --plain --workers 1 {SIZE}"
 
 
 def golden(words):

@@ -5,7 +5,7 @@ VOCABULARY = 50257  # tokens of GPT-2's byte-level BPE, which GPT-3 uses too
 # name: n_layer, n_head, n_embd, block_size.
 # Source: Radford et al. 2019, table 2; the numbers of heads are those of the released models.
 GPT2_SIZES = {
-    "gpt2-mini": (4, 4, 128, 256),  # ours: GPT-2's form at a size that learns in minutes
+    "gpt2-mini": (4, 4, 128, 64),  # ours: nanoGPT's size for a CPU, which learns in minutes
     "gpt2": (12, 12, 768, 1024),
     "gpt2-medium": (24, 16, 1024, 1024),
     "gpt2-large": (36, 20, 1280, 1024),
