@@ -55,8 +55,9 @@ def load(path, library):
         best = path / "best.safetensors"  # there is none before the first validation
         file = best if best.exists() else path / "last.safetensors"
     arrays, about = checkpoint.load(file)
-    config = Config(**about["config"] | {"out": str(path)})
-    application = application_class(about["application"]).restore(config, about, FOLDER)
+    config = Config.restored(about, file)
+    config.out = str(path)
+    application = application_class(about.get("application")).restore(config, about, FOLDER)
     model = application.build(np.random.default_rng(0)).to(library).eval()
     model.load_state_dict(checkpoint.weights(arrays))
     return model, application

@@ -56,7 +56,7 @@ def six_steps(kind, config, saved):
     kind: of data; config: all options; saved: the checkpoint of a run to resume, or None.
     """
     library, where = device.select(config.device)
-    check_room(kind, config, library)
+    check_room(kind, config, library, saved)
 
     # 1 preprocess: texts, tables, images or sounds become arrays of numbers.
     application = application_class(kind)(config, CACHE)
@@ -116,13 +116,18 @@ def share(program, config, model, *rest):
     return processes.run(config.workers, program, config, model, *rest)
 
 
-def check_room(kind, config, library):
-    """Raise ValueError before any data is read if this machine is too small for the run."""
-    if config.workers and config.workers > 1:
+def check_room(kind, config, library, saved):
+    """Raise ValueError before any data is read if this machine is too small for the run.
+
+    The workers of a run that is resumed are not refused: another machine may have begun it.
+    """
+    before = saved[1]["config"]["workers"] if saved else None
+    if config.workers not in (None, 1, before):
         from minigpt.training import processes
 
         processes.refuse_too_many(config.workers, on_gpu=library is not np)
-    if library is np and kind in ("text", "task") and config.n_layer * config.n_embd**2 > 1e6:
+    large = config.n_embd * (config.n_layer * config.n_embd + config.block_size) >= 1e7  # 2 GB
+    if library is np and kind in ("text", "task") and large:
         from minigpt.applications import plan
 
         plan.refuse_too_large(config)

@@ -2,7 +2,7 @@
 
 A chapter uses earlier chapters only, so nothing has to be taken on trust. The numbers are minutes
 of careful reading. The path alone explains how a GPT learns and writes; after it, every part can be
-read by itself. `python -m tests.golden` prints which lines of the path a training really runs.
+read by itself. `python -m tests.golden` prints how much of each file a training really runs.
 
 THE PATH, GPT-2 from the derivative to the sample
 messages.py               2  what the program says: lines, errors with a remedy, nearest names

@@ -21,7 +21,7 @@ def main(words=None):
         try:
             what = describe(read_about(file))
             latest = shlex.quote(str(file.parent))
-        except (CheckpointError, OSError) as error:
+        except (CheckpointError, OSError, KeyError) as error:
             what = f"cannot be read: {error}"
         print(f"{when}  {file.parent}  {what}")
     if latest:

@@ -1,4 +1,4 @@
-"""Print the golden path: which lines of minigpt/ the canonical commands run, file by file.
+"""Print the golden path: how many lines of minigpt/ the canonical commands run, file by file.
 
 python -m tests.golden            the canonical commands: GPT-2's form, AdamW, definitions alone
 python -m tests.golden --check    also hold the project to its bounds, as .ci/run does

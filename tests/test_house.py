@@ -22,6 +22,7 @@ from minigpt.messages import check, look_up, nearest
 from minigpt.nn.layers import Linear
 from minigpt.nn.module import Mixer
 from minigpt.nn.recipe import Recipe
+from minigpt.training import checkpoint
 
 place = folder  # the fixture, by a name that hides no import
 
@@ -117,7 +118,31 @@ def test_a_papers_model_does_not_classify_and_both_are_named(place, capsys, name
 @pytest.mark.parametrize("words", ["--tokenizer bpe", "--vocab-size 300"])
 def test_examples_have_no_tokenizer_and_that_is_said(place, capsys, words):
     error = mistake(train.main, ["--data", "digits", *words.split()], capsys, place)
-    assert error == "train.py: --tokenizer: expected text or a task, got images; leave it out\n"
+    name = words.split()[0]
+    assert error == f"train.py: {name}: expected text or a task, got images; leave it out\n"
+
+
+def test_a_resumed_run_keeps_workers_that_this_machine_would_not_start(place, monkeypatch):
+    saved = {}, {"config": {"workers": 99}}
+    config = options.fitted("text", {"workers": 4, "batch_size": 200})
+    for workers, before in ((99, saved), (None, None), (1, None)):
+        config.workers = workers
+        train.check_room("text", config, np, before)
+    config.workers = 99
+    with pytest.raises(ValueError, match="--workers: expected at most"):
+        train.check_room("text", config, np, None)
+
+
+def test_options_of_another_version_are_told_in_one_line(place, capsys):
+    train.main(["--data", "text.txt", *SMALL])
+    arrays, about = checkpoint.load("out/text-gpt/best.safetensors")
+    about["config"]["colour"] = "red"
+    for name in ("best", "last"):
+        checkpoint.save(f"out/text-gpt/{name}.safetensors", arrays, about)
+    capsys.readouterr()
+    for main, words in ((sample.main, []), (train.main, ["--resume", "--out", "out/text-gpt"])):
+        error = mistake(main, words, capsys, place)
+        assert "expected the options of this version, got" in error and "colour" in error
 
 
 # python -m minigpt

@@ -65,6 +65,27 @@ def test_the_parts_meet_only_where_the_design_says(folder, allowed):
         assert not strays, f"{chapter} imports {strays}"
 
 
+def folders(path):
+    """The folders of minigpt that a file imports, or imports from, but for nn/module.py."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        names = []
+        if isinstance(node, ast.ImportFrom):
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        for name in names:
+            first, *rest = name.split(".")
+            inside = first == "minigpt" and rest and (PACKAGE / rest[0]).is_dir()
+            if inside and not (rest[0] == "nn" and name.startswith("minigpt.nn.module")):
+                yield rest[0]
+
+
+@pytest.mark.parametrize("folder", ["engine", "nn", "datasets", "training"])
+def test_a_folder_imports_no_package_that_the_design_does_not_allow_it(folder):
+    for path in (PACKAGE / folder).glob("*.py"):
+        assert {*folders(path)} <= {"engine", folder}, path
+
+
 def test_nothing_else_imports_an_application():
     for chapter in CHAPTERS:
         if not chapter.startswith(("applications/", "__main__")):

@@ -61,11 +61,11 @@ class Application:
         raise NotImplementedError
 
     def report(self, trainer, loss, best):
-        """4: print a line at each evaluation; loss is the one of now, best the lowest before."""
+        """4: print a line at each evaluation; loss: of now; best: the lowest before."""
         tqdm.write(self.progress(trainer, loss))
 
     def progress(self, trainer, loss):
-        """That line; an untrained model has no losses yet."""
+        """The line of an evaluation; before the first step it says "untrained"."""
         figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
         place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
         epoch = f"epoch {trainer.stream.epoch + 1}"

@@ -14,8 +14,8 @@ from minigpt.nn.presets import SIZES
 from minigpt.training import checkpoint
 from minigpt.training.config import Config
 
-SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # what SIZES has of a model
-FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # in a resumed run
+SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # the options that a row of SIZES gives
+FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # on resuming
 
 
 def configure(given, resume, overwrite):
@@ -32,6 +32,7 @@ def configure(given, resume, overwrite):
     saved, tokenizer = None, {"tokenizer", "vocab_size"} & given.keys()
     if resume:
         saved = checkpoint.load(out / "last.safetensors")
+        Config.restored(saved[1], out)
         given = continued(given, saved[1])
         run |= given
     elif out.exists() and not out.is_dir():
@@ -43,7 +44,9 @@ def configure(given, resume, overwrite):
         *others, last = FAMILIES
         expected, remedy = f"{', '.join(others)} or {last} for examples", "choose one of these"
         check(run["model"] not in PAPERS, "--model", expected, run["model"], remedy)
-        check(not tokenizer, "--tokenizer", "text or a task", f"{kind}s", "leave it out")
+        for name in sorted(tokenizer):
+            name = f"--{name.replace('_', '-')}"
+            check(False, name, "text or a task", f"{kind}s", "leave it out")
     config = fitted(kind, given)
     config.out = str(out)
     model_shape(config, 1)  # refuses a shape that cannot be before any data is read
@@ -73,7 +76,7 @@ def fitted(kind, given):
     """The options: what is given, else the shape of the model, else this data's defaults."""
     model = given.get("model", Config().model)
     own = {}
-    if kind != "text" or not model_class(model).heads:  # for attention on text Config's are right
+    if kind != "text" or not model_class(model).heads:  # Config's are for attention on text
         from minigpt.training.defaults import DEFAULTS
 
         for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):

@@ -60,8 +60,6 @@ def memory(model, optimizer):
 
 def refuse_too_large(config):
     """Raise ValueError if weights, gradients and moments alone exceed this machine's memory."""
-    if config.n_embd * (config.n_layer * config.n_embd + config.block_size) < 1e7:
-        return  # some 2 GB at most
     need = sum(memory(outline(config, 1), config.optimizer).values())  # no text has been read yet
     room = costs.room()
     if need > room:
@@ -88,7 +86,8 @@ def dry_run(given, cores):
 
     per_token = model.flops_per_token()
     mixers = sum(block.mixer.flops(config.block_size) for block in model.blocks)
-    share = f", {mixers / per_token:.1%} of it attention over the context" if mixers else ""
+    title = model.blocks[0].mixer.title
+    share = f", {mixers / per_token:.1%} of it {title} over the context" if mixers else ""
     say("operations", f"{per_token:.3g} FLOPs to train on a token{share}")
     needed = memory(model, config.optimizer)
     say("memory", f"{scaled(sum(needed.values()), BYTES)} to train in float32, activations aside")
@@ -111,7 +110,7 @@ def dry_kind(names):
 
 
 def say_the_price(flops, of_the_paper, cores):
-    """Say what a training of so many FLOPs costs; of_the_paper: beside the figure of GPT-3's."""
+    """Say what a training of so many FLOPs costs; of_the_paper: compare with GPT-3's."""
     say("training", f"on {costs.TOKENS / 1e9:.0f} billion tokens, as GPT-3: {flops:.3g} FLOPs")
     if of_the_paper:
         less = f"{costs.FLOPS:.3g}, without attention over the context"

@@ -28,14 +28,14 @@ class Columns(Module):
 
     def forward(self, x):
         xp, n = module_of(x), len(self.widths)
-        of = xp.repeat(xp.eye(n, dtype=x.dtype), self.widths, axis=1)  # (columns, F), 1: is one's
+        of = xp.repeat(xp.eye(n, dtype=x.dtype), self.widths, axis=1)  # (columns, F): 1, belongs
         return matmul(x[:, None] * of, self.weight)
 
 
 class Patches(Module):
     """Token t = patch t of an image, half a patch around it included, times a matrix.
 
-    x (B, Y, X, C) -> (B, T, n_embd); around what is as wide or high as the image there is nothing.
+    x (B, Y, X, C) -> (B, T, n_embd); what is as wide (or high) as the image has nothing around it.
     """
 
     def __init__(self, shape, size, n_embd, rng):

@@ -73,6 +73,16 @@ class Config:
     seed: int = option(1337, "fixes weights, order, samples, what is generated", (">=", 0))
     plain: bool = option(False, "run the definitions without fast pairs: slower, same result")
 
+    @classmethod
+    def restored(cls, about, path):
+        """The options in a checkpoint.  Raises ValueError if they are not those of this version."""
+        try:
+            return cls(**about["config"])
+        except (KeyError, TypeError) as error:
+            remedy = "open it with the minigpt that wrote it"
+            need = "expected the options of this version"
+            raise ValueError(f"{path}: {need}, got {error}; {remedy}") from None
+
     def __post_init__(self):
         if self.batch_size % self.accumulate:
             expected = f"a divisor of --batch-size {self.batch_size}"

@@ -79,10 +79,13 @@ class Trainer:
             self.begin(saved)
             self.run()
             self.end()
-        except BaseException:
+        except BaseException as error:
             if self.first:
                 with suppress(OSError):  # it is not empty, or was never made
                     self.out.rmdir()
+            if isinstance(error, BrokenPipeError):
+                remedy = "--resume goes on from the last checkpoint"
+                raise OSError(f"nobody reads the output any more; {remedy}") from None
             raise
 
     def begin(self, saved):
