@@ -19,18 +19,23 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 CHAPTERS = [*golden.chapters()]
 
 
-def imported(path):
-    """The files of minigpt that a file imports, as the table of contents names them."""
+def names_imported(path):
+    """What a file imports of minigpt: "minigpt.nn", "minigpt.nn.model_class", ..."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names = []
         if isinstance(node, ast.ImportFrom):
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         elif isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
-        for name in names:
-            file = "/".join(name.split(".")[1:]) + ".py"
-            if name.startswith("minigpt.") and (PACKAGE / file).is_file():
-                yield file
+        yield from (name for name in names if name.startswith("minigpt."))
+
+
+def imported(path):
+    """The files of minigpt that a file imports, as the table of contents names them."""
+    for name in names_imported(path):
+        file = "/".join(name.split(".")[1:]) + ".py"
+        if (PACKAGE / file).is_file():
+            yield file
 
 
 def test_the_table_of_contents_lists_every_file_once():
@@ -67,17 +72,10 @@ def test_the_parts_meet_only_where_the_design_says(folder, allowed):
 
 def folders(path):
     """The folders of minigpt that a file imports, or imports from, but for nn/module.py."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        for name in names:
-            first, *rest = name.split(".")
-            inside = first == "minigpt" and rest and (PACKAGE / rest[0]).is_dir()
-            if inside and not (rest[0] == "nn" and name.startswith("minigpt.nn.module")):
-                yield rest[0]
+    for name in names_imported(path):
+        folder = name.split(".")[1]
+        if (PACKAGE / folder).is_dir() and not name.startswith("minigpt.nn.module"):
+            yield folder
 
 
 @pytest.mark.parametrize("folder", ["engine", "nn", "datasets", "training"])

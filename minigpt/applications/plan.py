@@ -10,6 +10,7 @@ from minigpt.applications.options import SHAPE, fitted
 from minigpt.datasets import catalogue
 from minigpt.messages import say
 from minigpt.nn import model_class
+from minigpt.nn.module import HIDDEN, kinds_of
 from minigpt.nn.presets import VOCABULARY
 from minigpt.training import costs
 
@@ -38,17 +39,17 @@ def outline(config, vocab_size):
 
 
 def parts_of(model):
-    """{part: how many numbers it learns}, and how many of them lie in the blocks' matrices."""
+    """{part: how many numbers it learns}, and how many of them lie in matrices between layers."""
     mixer = model.blocks[0].mixer.title
     titles = {"embedding": "embeddings", "position": "positions", "mixer": mixer, "mlp": "MLP"}
-    parts = dict.fromkeys(("embeddings", "positions", mixer, "MLP", "norms"), 0)
-    hidden = 0
+    titles |= dict.fromkeys(("norm1", "norm2", "norm"), "norms")
+    parts, kinds, hidden = dict.fromkeys(titles.values(), 0), kinds_of(model), 0
     for name, p in model.named_parameters().items():
         words = name.split(".")  # blocks.0.mlp.up.weight, norm.bias
         part = words[2] if words[0] == "blocks" else words[0]
-        parts[titles.get(part, "norms")] += p.size
-        if words[0] == "blocks" and p.ndim >= 2:
-            hidden += p.size
+        title = titles.get(part, part)
+        parts[title] = parts.get(title, 0) + p.size
+        hidden += p.size if kinds[name] == HIDDEN else 0
     return {part: n for part, n in parts.items() if n}, hidden
 
 

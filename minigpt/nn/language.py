@@ -12,7 +12,7 @@ from minigpt.engine.arrays import module_of
 from minigpt.engine.functional import gelu
 from minigpt.engine.ops import matmul, transpose
 from minigpt.nn.layers import MLP, Dropout, Embedding, LayerNorm
-from minigpt.nn.module import Module
+from minigpt.nn.module import HIDDEN, Module, kinds_of
 
 
 def norm(config):
@@ -121,11 +121,9 @@ class LanguageModel(Module):
         backward: once for the gradient of the input, once for its own. Tables are looked up, which
         costs nothing, but the head multiplies by the embedding's. Source: Kaplan et al. 2020, 2.1.
         """
-        tables = {id(m.weight) for m in self.modules() if m.table}
-        weights = self.embedding.weight.size
-        for p in self.named_parameters().values():
-            if p.ndim >= 2 and id(p) not in tables:
-                weights += p.size
+        kinds, weights = kinds_of(self), self.embedding.weight.size
+        for name, p in self.named_parameters().items():
+            weights += p.size if kinds[name] == HIDDEN else 0
         return 6 * weights + sum(b.mixer.flops(self.config.block_size) for b in self.blocks)
 
 

@@ -115,6 +115,16 @@ HIDDEN, TABLE, VECTOR = range(3)  # kinds of parameters, in the order in which F
 ALIGNED = 16  # numbers: every parameter starts at a multiple of 64 bytes, a line of the cache
 
 
+def kinds_of(model):
+    """{name: kind}: a matrix between layers, a table to look rows up in, or a bias or norm."""
+    tables = {id(m.weight) for m in model.modules() if m.table}
+    kinds = {}
+    for name, p in model.named_parameters().items():
+        matrix = TABLE if id(p) in tables else HIDDEN
+        kinds[name] = matrix if p.ndim >= 2 else VECTOR
+    return kinds
+
+
 class Flat:
     """All parameters of a model as views of one vector `data`, all gradients of one vector `grad`.
 
@@ -133,31 +143,25 @@ class Flat:
     """
 
     def __init__(self, model, ranks=None):
-        tables = {id(m.weight) for m in model.modules() if m.table}
-
-        def kind(p):
-            if p.ndim < 2:
-                return VECTOR
-            return TABLE if id(p) in tables else HIDDEN
-
-        parameters = sorted(model.named_parameters().values(), key=kind)
-        places, total = [], 0
+        kinds, named = kinds_of(model), model.named_parameters()
+        names = sorted(named, key=kinds.get)
+        parameters, places, total = [named[name] for name in names], [], 0
         self.hidden = self.decayed = 0
-        for p in parameters:
+        for name, p in zip(names, parameters, strict=True):
             places.append(slice(total, total + p.size))
             total += -(-p.size // ALIGNED) * ALIGNED  # up to a multiple of ALIGNED
-            if kind(p) == HIDDEN:
+            if kinds[name] == HIDDEN:
                 self.hidden = total
-            if kind(p) in (HIDDEN, TABLE):
+            if kinds[name] in (HIDDEN, TABLE):
                 self.decayed = total
 
         xp, dtype = module_of(parameters[0].data), parameters[0].dtype
         common = ranks.zeros if ranks else None  # memory that all processes see
         self.ranks, self.matrices = ranks, []
         self.data, self.grad = xp.zeros(total, dtype), (common or xp.zeros)(total, dtype)
-        for p, place in zip(parameters, places, strict=True):
+        for name, p, place in zip(names, parameters, places, strict=True):
             self.data[place] = p.data.reshape(-1)
             p.data = self.data[place].reshape(p.shape)
             p.grad = self.grad[place].reshape(p.shape)
-            if kind(p) == HIDDEN:
+            if kinds[name] == HIDDEN:
                 self.matrices.append((place, (p.size // p.shape[-1], p.shape[-1])))
