@@ -86,7 +86,8 @@ def main():
     found, order = golden(CANONICAL), chapters()
     for name in sorted(found, key=lambda name: [*order, name].index(name)):
         n, of = len(found[name]), count(PACKAGE / name)
-        print(f"{name:<30} {n:>4} of {of:>4} lines {order.get(name, 0):>4} minutes")
+        minutes = f"{order[name]:>4} minutes" if name in order else ""
+        print(f"{name:<30} {n:>4} of {of:>4} lines {minutes}")
     path, package = sum(map(len, found.values())), count(PACKAGE)
     total = package + count(ROOT / "train.py", ROOT / "sample.py")
     print(f"the golden path: {path:,} lines (at most {PATH_BOUND:,})")

@@ -19,6 +19,8 @@ from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import raw
 from minigpt.engine.ops import concatenate, split, where
 from minigpt.messages import check, look_up, nearest
+from minigpt.nn.attention import Attention
+from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.layers import Linear
 from minigpt.nn.module import Mixer
 from minigpt.nn.recipe import Recipe
@@ -143,6 +145,30 @@ def test_options_of_another_version_are_told_in_one_line(place, capsys):
     for main, words in ((sample.main, []), (train.main, ["--resume", "--out", "out/text-gpt"])):
         error = mistake(main, words, capsys, place)
         assert "expected the options of this version, got" in error and "colour" in error
+
+
+def test_attention_refuses_a_window_where_it_sees_all():
+    mixer = Attention(4, 2, np.random.default_rng(0), causal=False)
+    mixer.window = 2
+    with pytest.raises(ValueError, match="expected a causal one, as it has a window"):
+        mixer(np.zeros((1, 3, 4), np.float32))
+
+
+class Untied(Recipe):
+    """A model with a part that --dry-run has no title for."""
+
+    def __init__(self, config, rng):
+        super().__init__(config, rng)
+        self.head = Linear(config.n_embd, config.vocab_size, rng)
+
+    mixer = AverageModel.mixer
+
+
+def test_a_part_without_a_title_is_counted_under_its_own_name():
+    config = GPTConfig(vocab_size=50, n_layer=1, n_embd=8, n_head=1)
+    parts, hidden = plan.parts_of(Untied(config, plan.Unwritten()))
+    assert parts["head"] == 50 * 8 + 50 and parts["norms"] == 6 * 8
+    assert hidden == 8 * 8 + 2 * 4 * 8 * 8 + 50 * 8  # as Flat, and so Muon, counts
 
 
 # python -m minigpt

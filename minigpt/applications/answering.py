@@ -30,6 +30,8 @@ class Answering(TextApplication):
         sizes = " / ".join(f"{len(part):,}" for part in self.parts)
         most = f"examples of {self.longest} tokens at most"
         say("", f"{most}; train / validation / test {sizes}")
+        # Each process gets a copy of this object: only the test part is needed again as words.
+        self.parts = self.parts._replace(train=[], validation=[])
 
     def read(self):
         self.parts = tasks.load(self.config.data[0], self.config.seed)

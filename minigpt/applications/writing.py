@@ -27,6 +27,9 @@ def trained_tokenizer(config, whole, training):
     return tokenizer_class(config.tokenizer).train(training, config.vocab_size)
 
 
+TEMPERATURE = 0.8  # unless sample.py is asked for another: less wild than what was learned
+
+
 class TextApplication(Application):
     """What all models of text share: a tokenizer, and what follows a prompt."""
 
@@ -141,7 +144,7 @@ class Writing(TextApplication):
         if self.tokenizer.unknown(prompt):
             prompt = self.tokenizer.decode([0])
         training = model.training
-        pieces = stream(model.eval(), self.tokenizer, prompt, tokens, rng, temperature=0.8)
+        pieces = stream(model.eval(), self.tokenizer, prompt, tokens, rng, temperature=TEMPERATURE)
         written = "".join(pieces)
         model.train(training)
         return json.dumps(prompt + written, ensure_ascii=False)
@@ -154,7 +157,7 @@ class Writing(TextApplication):
             start = "\n" if not self.tokenizer.unknown("\n") else self.tokenizer.decode([0])
         for _ in range(self.how.count):
             print(known, end="", flush=True)
-            for piece in self.pieces(model, start, rng, self.how.stop, temperature=0.8):
+            for piece in self.pieces(model, start, rng, self.how.stop, TEMPERATURE):
                 print(piece, end="", flush=True)
             print()
 

@@ -35,6 +35,10 @@ class Attention(Mixer):
         self.causal, self.window = causal, None
 
     def forward(self, x, mask=None, state=None):
+        fits = self.causal or self.window is None
+        check(
+            fits, "attention", "a causal one, as it has a window", "one that sees all", "drop one"
+        )
         q, k, v = self.heads(x, mask, state[2] if state else 0)
         q, k, v = (z.transpose((0, 2, 1, 3)) for z in (q, k, v))  # (B, H, T, D)
         if state is not None:
@@ -74,7 +78,6 @@ class Attention(Mixer):
         """
         C = len(self.out.weight.data)
         if not self.causal:
-            check(self.window is None, "attention", "causal, as it has a window", "all", "drop one")
             return 12 * C * T
         w = min(self.window or T, T)
         pairs = w * w / 2 + w * (T - w)  # of a query and a key that it sees, over all T positions

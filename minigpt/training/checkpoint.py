@@ -1,7 +1,7 @@
 """A checkpoint: one safetensors file with all arrays, and the rest as one JSON text in its header.
 
-A pickle can run any code when it is opened; this format holds numbers and text and nothing else, so
-a stranger's file is safe to open. Equal states give equal bytes.
+Python's own way to store objects, pickle, can run any code when a file is opened. safetensors holds
+numbers and text only, so a stranger's file is safe to open. Equal states give equal bytes.
 """
 
 import json
