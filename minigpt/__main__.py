@@ -1,18 +1,19 @@
 """python -m minigpt [FOLDER]: the runs in a folder (default out/), and what to do next."""
 
-import argparse
+import os
 import shlex
 from datetime import datetime
 from pathlib import Path
 
 import minigpt
 from minigpt.training.checkpoint import CheckpointError, read_about
+from minigpt.training.config import Parser
 from minigpt.training.trainer import NEVER
 
 
 def main(words=None):
     """Print a line about each run, the latest last, and the commands that go on with it."""
-    parser = argparse.ArgumentParser("python -m minigpt", description=__doc__)
+    parser = Parser("python -m minigpt", description=__doc__, allow_abbrev=False)
     parser.add_argument("folder", nargs="?", default="out", metavar="FOLDER")
     parser.add_argument("--version", action="version", version=f"minigpt {minigpt.__version__}")
     folder, latest = Path(parser.parse_args(words).folder), None
@@ -23,11 +24,11 @@ def main(words=None):
             latest = shlex.quote(str(file.parent))
         except (CheckpointError, OSError, KeyError) as error:
             what = f"cannot be read: {error}"
-        print(f"{when}  {file.parent}  {what}")
+        print(f"{when}  {file.parent}  {what}", flush=True)
     if latest:
         print(f"next: python sample.py {latest}, or python train.py --resume --out {latest}")
     else:
-        print(f"no runs in {folder}/ yet; next: python train.py")
+        print(f"no runs to go on with in {folder}/; next: python train.py")
 
 
 def describe(about):
@@ -39,4 +40,7 @@ def describe(about):
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except BrokenPipeError:  # the reader, say head, has seen enough
+        os._exit(0)

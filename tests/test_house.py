@@ -184,7 +184,13 @@ def test_every_command_says_its_version(main, capsys):
 
 def test_without_runs_the_next_step_is_to_train(place, capsys):
     runs.main([])
-    assert capsys.readouterr().out == "no runs in out/ yet; next: python train.py\n"
+    assert capsys.readouterr().out == "no runs to go on with in out/; next: python train.py\n"
+
+
+def test_a_misspelt_option_of_the_listing_is_told_in_one_line(place, capsys):
+    assert "unknown option --versoin; did you mean --version?" in mistake(
+        runs.main, ["--versoin"], capsys, place
+    )
 
 
 def test_runs_are_listed_with_what_they_are_the_latest_last(place, capsys):

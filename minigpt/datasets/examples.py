@@ -27,7 +27,7 @@ class Examples:
     test: tuple
     encoder: object  # makes such x of new files
     positive: int | None  # the class that is to be found, if there are two
-    groups: tuple | None = None  # a title, and the group of each test row: errors are told apart
+    groups: tuple | None = None  # a title, and each test row's group, to list errors by
 
     def crc(self):
         """CRC-32 of classes and all parts: a resumed run and a report must see the same."""

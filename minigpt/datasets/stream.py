@@ -28,7 +28,7 @@ class Shuffled:
         self.order = rng.permutation(len(self))
 
     def take(self, n):
-        """-> the next n places (n,); behind the end of an epoch the next one goes on"""
+        """-> the next n places (n,); at the end of an epoch it continues with the next"""
         places = np.empty(n, int)
         for i in range(n):
             places[i] = self.order[self.index]

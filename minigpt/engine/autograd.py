@@ -60,7 +60,7 @@ def no_grad():
 
 
 def plain():
-    """Within `with plain():` the definitions of functional.py run without their fast pairs."""
+    """Within `with plain():` formulas and optimizers run by definition, without fast forms."""
     return _set("fast", False)
 
 

@@ -46,7 +46,7 @@ class Config:
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
     minutes: float = option(3.0, "training time; more ends lower; sets --steps after 20", (">", 0))
     steps: int = option(None, "number of updates, instead of --minutes", (">=", 1))
-    n_layer: int = option(4, "blocks: more find deeper patterns, each costs its time", (">=", 1))
+    n_layer: int = option(4, "blocks: more find deeper patterns, each slows a step", (">=", 1))
     n_head: int = option(4, "attention heads per block, 16 wide or more; divides n-embd", (">=", 1))
     n_embd: int = option(128, "width; raise it for longer texts and runs", (">=", 1))
     block_size: int = option(256, "context length; longer ones learn later, then better", (">=", 1))
@@ -71,7 +71,7 @@ class Config:
         5, "once the rate falls, stop after N validations without a new best", (">=", 1)
     )
     seed: int = option(1337, "fixes weights, order, samples, what is generated", (">=", 0))
-    plain: bool = option(False, "run the definitions without fast pairs: slower, same result")
+    plain: bool = option(False, "run the definitions alone: slower, the same but for rounding")
 
     @classmethod
     def restored(cls, about, path):

@@ -28,7 +28,7 @@ class Machines(NamedTuple):
 
 
 V100 = Machines("V100", 10_000, 24.6e12, 330)  # measured with GPT-3: Patterson et al., table 4
-A100 = Machines("A100", 1024, 0.4 * 312e12, 400)  # 40 % of the data sheet's FLOP/s, its W
+A100 = Machines("A100", 1024, 0.4 * 312e12, 400)  # 40 % of the data sheet's rate, and its watts
 
 
 def training(flops, machines):

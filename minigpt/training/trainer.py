@@ -36,7 +36,7 @@ def mean_loss(model, x, y, batch_size, ranks=None):
     model.eval()
     total, count = 0.0, int((y != IGNORED).sum())
     x, y = x[ranks.rank :: ranks.size], y[ranks.rank :: ranks.size]
-    with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # the caller looks
+    with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # the caller checks
         for i in range(0, len(x), batch_size):
             part = slice(i, i + batch_size)
             total += cross_entropy(model(x[part]), y[part], count=count).item()
