@@ -132,8 +132,8 @@ def test_minutes_become_steps_that_the_checkpoint_keeps(folder, capsys):
     printed = capsys.readouterr().out  # a fast machine reads all of so small a text six times
     steps = int(re.search(r"(\d+) steps (fit in 0.02 min|read this data 6 times)", printed)[1])
     about = checkpoint.load("out/text-gpt/last.safetensors")[1]
-    assert steps == about["config"]["steps"] == about["state"]["step"] > 1
-    assert about["config"]["minutes"] == 0.02
+    assert steps == about["state"]["steps"] == about["state"]["step"] > 1
+    assert (about["config"]["minutes"], about["config"]["steps"]) == (0.02, None)
 
 
 @pytest.mark.parametrize("line", ["train.py --data text.txt", "sample.py run"])

@@ -456,33 +456,78 @@ def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(tmp_path, mon
     assert best == [trainer.NEVER, 3.0, 2.0, 2.0, 2.0]
 
 
+def by_the_clock(monkeypatch, run, seconds=lambda step: 1.0):
+    """Let a step of the run take so many seconds, and nothing else any."""
+    now, step = [0.0], run.train_step
+
+    def timed():
+        step()
+        now[0] += seconds(run.step)
+
+    monkeypatch.setattr(trainer.time, "perf_counter", lambda: now[0])
+    run.train_step = timed
+    return now
+
+
 def test_minutes_become_the_steps_that_fit_and_the_run_is_that_of_so_many_steps(
     tmp_path, monkeypatch, capsys
 ):
-    clock = itertools.count()  # a second passes with every look: a step takes one
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
     run = new_trainer(tmp_path, steps=None, minutes=0.5, eval_every=30)
+    by_the_clock(monkeypatch, run)
     run.run()
     expected = new_trainer(tmp_path, steps=30, minutes=0.5, eval_every=30)
+    by_the_clock(monkeypatch, expected)
     expected.run()
-    assert files(run) == files(expected) and run.step == 30
-    assert checkpoint.load(run.out / "last.safetensors")[1]["config"]["steps"] == 30
+    assert run.step == 30 and (run.flat.data == expected.flat.data).all()
+    assert checkpoint.load(run.out / "last.safetensors")[1]["state"]["steps"] == 30
     assert capsys.readouterr().out.strip() == "30 steps fit in 0.5 min"
 
 
+@pytest.mark.parametrize("factor", [0.25, 0.5, 2, 4])
+@pytest.mark.parametrize("share", [0.02, 0.2, 0.5, 0.8])
+def test_minutes_keep_their_word_if_the_machine_changes_its_speed(
+    tmp_path, monkeypatch, share, factor
+):
+    run = new_trainer(tmp_path, steps=None, minutes=5.0, eval_every=500)
+    run.stream.epochs = 1000
+    run.train_step = lambda: setattr(run, "step", run.step + 1)
+    monkeypatch.setattr(run, "evaluate", lambda: None)
+    now = by_the_clock(monkeypatch, run, lambda _: factor if now[0] > 300 * share else 1.0)
+    run.run()
+    assert 270 < now[0] < 330
+    assert run.rate() < 0.05 * run.config.learning_rate  # the schedule has landed
+
+
+def test_a_run_that_slows_down_while_the_rate_is_flat_is_that_of_its_steps(tmp_path, monkeypatch):
+    run = new_trainer(tmp_path, steps=None, minutes=1.5, eval_every=1000)
+    run.stream.epochs = 1000
+    by_the_clock(monkeypatch, run, lambda step: 2.0 if step > 10 else 1.0)
+    run.run()
+    expected = new_trainer(tmp_path, steps=run.step, eval_every=1000)
+    by_the_clock(monkeypatch, expected)
+    expected.run()
+    assert run.step == 50 and (run.flat.data == expected.flat.data).all()  # 10 + 80 / 2
+
+
+def test_a_few_slow_steps_while_the_rate_falls_do_not_change_the_plan(tmp_path, monkeypatch):
+    run = new_trainer(tmp_path, steps=None, minutes=1.5, eval_every=1000)
+    run.stream.epochs = 1000
+    by_the_clock(monkeypatch, run, lambda step: 2.0 if step in (50, 60) else 1.0)
+    run.run()
+    assert run.step == 90
+
+
 def test_minutes_read_a_small_text_only_so_often(tmp_path, monkeypatch, capsys):
-    clock = itertools.count()
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
     run = new_trainer(tmp_path, steps=None, minutes=1.0)
+    by_the_clock(monkeypatch, run)
     run.run()
     assert run.step == run.stream.epochs * 26 // 4 == 39  # of the 60 that fit
     assert capsys.readouterr().out.strip().startswith("39 steps read this data 6 times")
 
 
 def test_minutes_that_are_over_before_they_are_measured_end_there(tmp_path, monkeypatch):
-    clock = itertools.count()
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
     run = new_trainer(tmp_path, steps=None, minutes=0.1)
+    by_the_clock(monkeypatch, run)
     run.run()
     assert run.step == 6  # a second each
 
@@ -513,23 +558,41 @@ def test_patience_begins_when_the_rate_falls(tmp_path, monkeypatch):
     assert run.step == 44  # 2 + 0.4 x 98 = 41.2: 42 is the first validation at a lower rate
 
 
-def test_a_run_of_minutes_resumes_bit_for_bit(tmp_path, monkeypatch):
-    clock = itertools.count()
-    monkeypatch.setattr(trainer.time, "perf_counter", lambda: next(clock))
+def test_a_run_of_minutes_resumes_bit_for_bit_and_spends_what_is_left_of_them(
+    tmp_path, monkeypatch
+):
     options = {"steps": None, "minutes": 0.6, "eval_every": 12}
     undisturbed = new_trainer(tmp_path, **options)
+    by_the_clock(monkeypatch, undisturbed)
     undisturbed.run()
     expected = files(undisturbed)
     first = new_trainer(tmp_path, **options)
+    by_the_clock(monkeypatch, first)
     step = first.train_step
     first.train_step = lambda: (step(), setattr(first, "stopped", first.step == 30))
     first.run()
-    arrays, about = checkpoint.load(first.out / "last.safetensors")
-    second = new_trainer(tmp_path, **options | {"steps": about["config"]["steps"]})
+    second = new_trainer(tmp_path, **options)
     second.out = first.out
-    second.restore(arrays, about)
+    second.restore(*checkpoint.load(first.out / "last.safetensors"))
+    by_the_clock(monkeypatch, second)
     second.run()
-    assert files(second) == expected and second.step == 36
+    assert files(second) == expected and (second.step, second.seconds) == (36, 36.0)
+
+
+@pytest.mark.parametrize(("stop", "steps"), [(10, 50), (60, 75)])  # 10 + 80 / 2, 60 + 30 / 2
+def test_the_rest_of_the_minutes_counts_on_a_slower_machine(tmp_path, monkeypatch, stop, steps):
+    first = new_trainer(tmp_path, steps=None, minutes=1.5, eval_every=1000)
+    first.stream.epochs = 1000
+    by_the_clock(monkeypatch, first)
+    step = first.train_step
+    first.train_step = lambda: (step(), setattr(first, "stopped", first.step == stop))
+    first.run()
+    second = new_trainer(tmp_path, steps=None, minutes=1.5, eval_every=1000)
+    second.stream.epochs = 1000
+    second.restore(*checkpoint.load(first.out / "last.safetensors"))
+    by_the_clock(monkeypatch, second, lambda _: 2.0)
+    second.run()
+    assert abs(second.step - steps) <= 2 and 81 < second.seconds < 99
 
 
 def test_every_evaluation_reads_the_same_few_windows_spread_over_the_split(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import signal
 import statistics
 import threading
 import time
+from collections import deque
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -24,7 +25,9 @@ from minigpt.training.ranks import Alone
 CLIP = 1.0  # the norm to which a longer gradient is shortened; 1 is usual since GPT-3
 NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
 STATE = ("step", "best", "stale", "recent")  # attributes that a checkpoint keeps
-TIMED = 20  # steps that tell how many fit in --minutes
+TIMED = 20  # steps that must have been timed before they tell how many fit in --minutes
+RECENT = 50  # the last steps, whose median tells how fast the machine is now
+MISSED = 0.05  # the share of --minutes by which a run may miss its end before the plan changes
 
 
 def mean_loss(model, x, y, batch_size, ranks=None):
@@ -60,6 +63,8 @@ class Trainer:
         self.first = self.ranks.rank == 0
         self.out, self.about, self.on_evaluate = Path(out), about, on_evaluate
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
+        self.steps = config.steps  # None: as many as fit in --minutes, which plan() finds out
+        self.said = 0  # the number of steps that plan() has printed
         self.stopped = False  # by Ctrl-C
         self.stale = 0  # validations without a new best, since the rate has been falling
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
@@ -101,7 +106,7 @@ class Trainer:
         if saved:
             if (numpy := saved[1]["numpy"]) != np.__version__:
                 say("", f"begun with NumPy {numpy}: last digits may differ from there on")
-            size = f" of {c.steps}" if c.steps else f", {c.minutes:g} minutes"
+            size = f" of {self.steps}" if self.steps else f", {c.minutes:g} minutes"
             say("4 train", f"continues after step {self.step}{size}{crew}")
             return
         T = self.stream.block_size
@@ -124,7 +129,7 @@ class Trainer:
     def end(self):
         """Say why the run is over, if it is not because all steps are done."""
         c = self.config
-        if self.first and self.stale >= c.patience and self.step != c.steps:
+        if self.first and self.stale >= c.patience and self.step != self.steps:
             remedy = "more text or --dropout 0.2 may help, --resume --patience N goes on"
             say("", f"step {self.step}: no new best in {c.patience} validations; {remedy}")
         if self.first and self.stopped:
@@ -174,7 +179,7 @@ class Trainer:
     def rate(self):
         """The learning rate of the next step; flat until --minutes is a number of steps."""
         c = self.config
-        return rate_at(self.step, c.steps or math.inf, c.learning_rate, c.warmup, c.schedule)
+        return rate_at(self.step, self.steps or math.inf, c.learning_rate, c.warmup, c.schedule)
 
     def _refuse(self, loss):
         """Raise FloatingPointError naming the step and the first parameter that is not finite."""
@@ -187,15 +192,15 @@ class Trainer:
         raise FloatingPointError(f"step {self.step}: loss {loss}, {why}; {hint}")
 
     def run(self):
-        """Train up to config.steps, or until Ctrl-C, or until --patience is at its end."""
+        """Train up to self.steps, or until Ctrl-C, or until --patience is at its end."""
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
         hide = None if self.first else True  # None: show it if the output is a terminal
-        bar = tqdm(total=c.steps, initial=self.step, unit="step", disable=hide, leave=False)
-        previous, times = signal.getsignal(signal.SIGINT), []
+        bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=hide, leave=False)
+        previous, times = signal.getsignal(signal.SIGINT), deque(maxlen=RECENT)
         if self.first:  # the others ignore it, and end when rank 0 does
             signal.signal(signal.SIGINT, self._interrupt)
         try:
-            while not self.stopped and self.step != c.steps and self.stale < c.patience:
+            while not self.stopped and self.step != self.steps and self.stale < c.patience:
                 start = time.perf_counter()
                 with np.errstate(over="ignore", invalid="ignore"):  # train_step looks itself
                     self.train_step()
@@ -203,11 +208,11 @@ class Trainer:
                 times.append(took)
                 if c.steps is None:
                     self.plan(times)
-                    bar.total = c.steps
+                    bar.total = self.steps
                 speed = f"{tokens / took:,.0f} {self.stream.unit}/s"
                 bar.set_postfix_str(f"loss {self.recent:.3f}, {speed}", refresh=False)
                 bar.update()
-                if self.step % c.eval_every == 0 or self.step == c.steps:
+                if self.step % c.eval_every == 0 or self.step == self.steps:
                     self.evaluate()
             if self.stopped:
                 self.save("last")
@@ -216,24 +221,29 @@ class Trainer:
             signal.signal(signal.SIGINT, previous)
 
     def plan(self, times):
-        """Turn --minutes into a number of steps, after TIMED steps or a tenth of the time.
+        """Turn --minutes into a number of steps, anew after every step; rank 0 has the clock.
 
-        A step is taken to last as long as the median of `times`, the steps so far. A text is read
-        at most `epochs` times, as more of the same is learned by heart. Rank 0 has the clock.
+        As many more steps fit as the median of `times`, the last ones, goes into the rest of the
+        time. While the rate is flat, no step depends on how many will follow. So the run is that of
+        --steps with the last plan of this phase, bit for bit, however the machine's speed changed.
+        Once the rate falls, the plan changes only if the run would miss its end by MISSED.
         """
-        c, steps, whole = self.config, None, 60 * self.config.minutes
-        if len(times) == TIMED or self.seconds > whole / 10:
-            steps = self.step + max(0, round((whole - self.seconds) / statistics.median(times)))
-        c.steps = self.ranks.all_gather(steps)[0]
-        if not c.steps:
-            return
-        epochs, why = self.stream.epochs, f"fit in {c.minutes:g} min"
+        c, steps, whole = self.config, self.steps, 60 * self.config.minutes
+        if len(times) >= TIMED or sum(times) > whole / 10:
+            step, left = statistics.median(times), whole - self.seconds
+            missed = abs((steps or 0) - self.step - left / step) * step
+            if steps is None or self.rate() == c.learning_rate or missed > MISSED * whole:
+                steps = self.step + max(0, round(left / step))
+        # A text is read at most `epochs` times, as more of the same is learned by heart.
+        epochs = self.stream.epochs
         most = max(self.step, epochs * len(self.stream) // c.batch_size)
-        if c.steps > most:
-            c.steps = most
-            why = f"read this data {epochs} times, more learns it by heart; --steps N insists"
-        if self.first:
-            tqdm.write(f"{'':<14} {c.steps} steps {why}")
+        self.steps = self.ranks.all_gather(steps and min(steps, most))[0]
+        if self.first and self.steps and abs(self.steps - self.said) > self.said / 10:
+            why = f"fit in {c.minutes:g} min"
+            if self.steps == most:
+                why = f"read this data {epochs} times, more learns it by heart; --steps N insists"
+            tqdm.write(f"{'':<14} {'now ' if self.said else ''}{self.steps} steps {why}")
+            self.said = self.steps
 
     def _interrupt(self, *_):
         if self.stopped:  # a second Ctrl-C does not wait for the step
@@ -266,6 +276,8 @@ class Trainer:
         """Write OUT/name.safetensors: weights, moments, and where the stream of batches stands."""
         moments = {f"optimizer.{key}": array for key, array in self.optimizer.moments.items()}
         state = {key: getattr(self, key) for key in STATE} | {"stream": self.stream.position}
+        if self.config.steps is None:
+            state |= {"steps": self.steps, "seconds": self.seconds}
         config = asdict(self.config) | {"out": None}  # the folder may move
         about = self.about | {"config": config, "state": state}
         arrays = self.model.state_dict() | moments
@@ -279,3 +291,6 @@ class Trainer:
         self.stream.position = about["state"]["stream"]
         for name in STATE:
             setattr(self, name, about["state"][name])
+        if self.config.steps is None:  # the rest of the minutes
+            self.steps, self.seconds = about["state"]["steps"], about["state"]["seconds"]
+            self.said = self.steps or 0
