@@ -30,6 +30,7 @@ applications/writing.py  12  text goes on
 
 THE RECIPE, what measurement adds to GPT-2
 engine/recipe.py          8  rotary positions, token shift, ReLU^2
+nn/ngrams.py              5  embeddings of what the last few tokens say together
 nn/recipe.py             10  the block and the model that use them
 training/muon.py          8  Muon: all directions of a matrix learn at one pace
 

@@ -107,12 +107,12 @@ CASES = {
     "rotary: part of an array": (draw(2, 5, 9, 4)[:, :, 2:4], slice(0, 5)),
     "rotary: view": (draw(4, 3, 5, 2).T, slice(0, 5)),
     "rotary: batch of 0": (draw(0, 5, 3, 4), slice(0, 5)),
-    "token_shift: start": (draw(2, 5, 8),),
-    "token_shift: one token": (draw(2, 1, 8),),
-    "token_shift: odd width": (draw(2, 4, 7),),
-    "token_shift: narrow": (draw(2, 4, 3),),
-    "token_shift: view": (draw(8, 5, 2).T[:, ::-1],),
-    "token_shift: batch of 0": (draw(0, 5, 8),),
+    "token_shift: start": (draw(2, 7, 20),),
+    "token_shift: one token": (draw(2, 1, 20),),
+    "token_shift: odd width": (draw(2, 6, 13),),
+    "token_shift: narrow": (draw(2, 4, 9),),
+    "token_shift: view": (draw(10, 5, 2).T[:, ::-1],),
+    "token_shift: batch of 0": (draw(0, 5, 10),),
     "dropout: a third": (draw(3, 5), 0.3, 7),
     "dropout: nothing": (draw(3, 5), 0, 7),
     "dropout: view": (draw(5, 3).T, 0.5, 8),
@@ -284,10 +284,9 @@ def rotary_loop(x, positions, base=1e4):
 
 
 def token_shift_loop(x, past=None):
-    y = np.zeros(x.shape)
-    first, second = x.shape[2] // 4, 2 * (x.shape[2] // 4)
+    y, tenth = np.zeros(x.shape), x.shape[2] // 10
     for b, t, c in np.ndindex(x.shape):
-        back = 1 if c < first else 2 if c < second else 0
+        back = c // tenth + 1 if c < 5 * tenth else 0
         y[b, t, c] = x[b, t - back, c] if t >= back else 0
     return y
 
@@ -520,12 +519,12 @@ def test_relu2_of_what_is_no_number_is_none(mode):
 
 
 @pytest.mark.parametrize("mode", [plain, contextlib.nullcontext])
-@pytest.mark.parametrize("cut", [1, 2, 3])
+@pytest.mark.parametrize("cut", [1, 4, 5, 6])
 def test_token_shift_behind_a_past_is_that_of_the_whole_text(cut, mode):
-    x = draw(2, 6, 8)
+    x = draw(2, 9, 20)
     with mode():
         expected = recipe.token_shift(Tensor(x)).data[:, cut:]
-        past = np.pad(x, ((0, 0), (2, 0), (0, 0)))[:, cut : cut + 2]
+        past = np.pad(x, ((0, 0), (5, 0), (0, 0)))[:, cut : cut + 5]
         got = recipe.token_shift(Tensor(x[:, cut:]), past).data
     np.testing.assert_array_equal(got, expected)
 

@@ -223,7 +223,9 @@ def test_an_outline_counts_as_the_model_does_and_takes_no_memory(name, n_layer):
     shapes = [{n: p.shape for n, p in m.named_parameters().items()} for m in (model, drawn)]
     assert shapes[0] == shapes[1]
     matrices = [
-        p.size for n, p in model.named_parameters().items() if n[:6] == "blocks" and p.ndim > 1
+        p.size
+        for n, p in model.named_parameters().items()
+        if (n.startswith("blocks") or n == "ngrams.out.weight") and p.ndim > 1
     ]
     assert plan.parts_of(drawn)[1] == sum(matrices)
     assert all(p.data.base.size == 1 for p in drawn.named_parameters().values() if p.ndim > 1)

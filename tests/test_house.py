@@ -168,7 +168,8 @@ def test_a_part_without_a_title_is_counted_under_its_own_name():
     config = GPTConfig(vocab_size=50, n_layer=1, n_embd=8, n_head=1)
     parts, hidden = plan.parts_of(Untied(config, plan.Unwritten()))
     assert parts["head"] == 50 * 8 + 50 and parts["norms"] == 6 * 8
-    assert hidden == 8 * 8 + 2 * 4 * 8 * 8 + 50 * 8  # as Flat, and so Muon, counts
+    assert parts["n-grams"] == 4 * 128 * 8 * 1 + 4 * 8  # 128 C rows of C / 8 for each order
+    assert hidden == 8 * 8 + 4 * 8 + 2 * 4 * 8 * 8 + 50 * 8  # as Flat, and so Muon, counts
 
 
 # python -m minigpt

@@ -16,6 +16,7 @@ from minigpt.generate import generate
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.module import Flat
+from minigpt.nn.ngrams import BEFORE, ORDERS, NGrams, hashed
 from minigpt.nn.recurrence import CELLS, Recurrence
 from minigpt.training.muon import Muon
 from minigpt.training.optim import AdamW, clip
@@ -239,6 +240,9 @@ def test_every_parameter_gets_a_gradient(form):
         rows = grad.reshape(len(grad), -1)
         if name.endswith("qkv.bias"):  # a bias on the keys shifts all scores of a query alike
             rows = np.delete(rows, slice(12, 24), axis=0)
+        if name == "ngrams.vectors.weight":  # the rows of the n-grams that occur
+            rows = rows[hashed(np.pad(x + 1, ((0, 0), (BEFORE, 0))), model.ngrams.rows)]
+            rows = rows.reshape(-1, rows.shape[-1])
         assert (rows != 0).any(axis=1).all(), name
 
 
@@ -407,7 +411,8 @@ def test_flat_vectors_hold_every_parameter_once_hidden_matrices_first_then_embed
 @every
 def test_a_hidden_weight_is_to_muon_a_matrix_of_its_last_axis_and_the_rest(form):
     model = gpt(form=form)
-    shapes = [p.shape for n, p in model.named_parameters().items() if n.startswith("blocks.")]
+    named = model.named_parameters().items()
+    shapes = [p.shape for n, p in named if n.startswith(("blocks.", "ngrams.out."))]
     expected = [(math.prod(shape[:-1]), shape[-1]) for shape in shapes if len(shape) > 1]
     assert [shape for _, shape in Flat(model).matrices] == expected
 
@@ -491,3 +496,33 @@ def test_training_and_sampling_are_the_same_on_another_library_than_numpy(form):
     np.testing.assert_allclose(other_losses, losses, rtol=1e-12)
     np.testing.assert_array_equal(other_tokens, tokens)
     assert waits == {"item": 4, "float": 2}  # the losses, and the norms that clip() compares
+
+
+def test_each_ngram_has_the_row_that_its_tokens_name_as_digits():
+    tokens, rows = np.random.default_rng(0).integers(0, 4000, (3, BEFORE + 7)), 1000
+    found = hashed(tokens, rows)
+    assert found.shape == (3, 7, len(ORDERS))
+    for b, t, k in np.ndindex(found.shape):
+        end = BEFORE + t + 1
+        digits = tokens[b, end - ORDERS[k] : end].tolist()  # Python's own integers have no limit
+        number = sum(digit * 1_000_003**place for place, digit in enumerate(digits))
+        assert found[b, t, k] == k * rows + number % (2**31 - 1) % rows
+
+
+def test_ngrams_of_a_text_rarely_share_a_row():
+    text = np.random.default_rng(0).integers(1, 66, (1, 1000 + BEFORE))
+    rows = hashed(text, 1 << 14)[0, :, -1]
+    # 1,000 balls in 16,384 boxes: about 1000^2 / 2 / 16384 = 30 of them share one
+    assert len({*text[0].tolist()}) == 65 and 950 < len(np.unique(rows)) < 990
+
+
+def test_a_token_sees_the_ngrams_that_end_at_it_and_no_later_token():
+    ngrams = NGrams(8, np.random.default_rng(0)).to(np, np.float64)
+    tokens = np.random.default_rng(1).integers(1, 9, (1, BEFORE + 10))
+    y = ngrams(tokens).data
+    for at in range(tokens.shape[1]):
+        other = tokens.copy()
+        other[0, at] = 20
+        changed = np.flatnonzero((ngrams(other).data != y).any(2)[0])
+        expected = [t for t in range(10) if at <= t + BEFORE and t + BEFORE - at <= BEFORE]
+        assert changed.tolist() == expected

@@ -119,7 +119,7 @@ def test_things_are_taken_where_they_lie_and_dropped_by_who_has_them(told):
 
 def test_a_question_about_the_past_asks_of_a_place_that_the_thing_entered_once():
     asked = 0
-    for story in tasks.stories(4, sizes=(1500, 1, 1)).train:
+    for story in tasks.stories(4, sizes=(2500, 1, 1)).train:
         for log, question, _, _ in opened(story):
             if found := re.match(r"Where was the (\w+) before the (\w+)\?", question):
                 places = trail(log, found[1])
@@ -158,6 +158,14 @@ def test_every_kind_of_question_is_asked_and_its_name_says_which(told):
         assert re.fullmatch(shapes[name], question)
         found[name] += 1
     assert found.keys() == shapes.keys() and min(found.values()) > 10
+
+
+def test_a_question_about_things_comes_once_two_are_in_play(told):
+    asked = itertools.chain(*map(opened, told))
+    logs = [log for log, _, _, kind in asked if "person" not in kind]
+    assert len(logs) > 500
+    for log in logs:
+        assert len({what for _, deed, what in log if deed == "take"}) > 1
 
 
 @pytest.mark.parametrize("kind", ["is a person there", "is a thing there"])

@@ -42,6 +42,7 @@ def parts_of(model):
     """{part: how many numbers it learns}, and how many of them lie in matrices between layers."""
     mixer = model.blocks[0].mixer.title
     titles = {"embedding": "embeddings", "position": "positions", "mixer": mixer, "mlp": "MLP"}
+    titles["ngrams"] = "n-grams"
     titles |= dict.fromkeys(("norm1", "norm2", "norm"), "norms")
     parts, kinds, hidden = dict.fromkeys(titles.values(), 0), kinds_of(model), 0
     for name, p in model.named_parameters().items():

@@ -59,7 +59,7 @@ class World:
         here = [thing for thing in self.things if self.can_take(who, thing)]
         deeds = ["move"]
         if here:
-            deeds += ["take"]
+            deeds += ["take"] * 3  # often, so that who took a thing is not who took something last
         if mine:
             deeds += ["drop"] * 4  # mostly, so that things change places and hands
         deed = self.pick(deeds)
@@ -96,7 +96,7 @@ class World:
         """A question that the sentences so far answer -> question, answer, kind"""
         who = self.pick(list(self.place))
         asks = [(f"Where is {who}?", self.place[who], "where is a person (1 fact)")]
-        if self.past:
+        if len(self.past) > 1:  # so that a question has to say which thing it means
             asks += self.about_things(who)
         else:
             asks.append(self.yes_or_no(who, self.place[who], "is a person there (1 fact)"))
@@ -117,7 +117,7 @@ class World:
         ]
         if before and place not in before:  # else "before" could mean two times
             question = f"Where was the {thing} before the {place}?"
-            asks += [(question, before[-1], "where was a thing (3 facts)")] * 3  # it is rare
+            asks += [(question, before[-1], "where was a thing (3 facts)")] * 6  # it is rare
         return asks
 
     def how_many(self, who):

@@ -32,18 +32,23 @@ def rotary(x, positions, base=1e4):
     return reshape(stack(turned, -1), x.shape)  # a and b take turns again, as in x
 
 
-@fused
-def token_shift(x, past=None):
-    """A quarter of the channels comes from the token before, a quarter from the one before that.
+LAGS = 5  # how many tokens before its own a layer sees by token_shift
 
-    So a layer that looks at one token alone can tell which three tokens stand together.
-    x (B, T, C), past (B, 2, C) the two tokens before x, None = zeros -> (B, T, C)
+
+@fused
+def token_shift(x, past=None, lags=LAGS):
+    """Half of the channels come from the `lags` tokens before, as many from each.
+
+    So a layer that looks at one token alone can tell what stands right before it, and attention
+    finds a word by the words around it: "the milk" which somebody took, not the one that lay there.
+    x (B, T, C), past (B, lags, C) the tokens before x, None = zeros -> (B, T, C)
     Source: Lin et al. 2019, arXiv 1811.08383, section 3; in language models: Peng et al. 2023.
     """
     B, T, C = x.shape
     if past is None:
-        past = module_of(raw(x)).zeros((B, 2, C), x.dtype)
-    whole, n = concatenate([past, x], 1), C // 4  # token t of x is token t + 2 of whole
-    one_before = whole[:, 1:-1, :n]
-    two_before = whole[:, :-2, n : 2 * n]
-    return concatenate([one_before, two_before, x[:, :, 2 * n :]], 2)
+        past = module_of(raw(x)).zeros((B, lags, C), x.dtype)
+    whole, n, parts = concatenate([past, x], 1), C // (2 * lags), []
+    for back in range(1, lags + 1):
+        start = lags - back  # token t of x is token t + lags of whole
+        parts.append(whole[:, start : start + T, (back - 1) * n : back * n])
+    return concatenate([*parts, x[:, :, lags * n :]], 2)

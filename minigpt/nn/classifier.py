@@ -1,7 +1,8 @@
 """Classifiers of images, sounds and tables: a CNN, or tokens through the recipe's blocks.
 
-An image (Y, X, C) is read row by row, or in square patches by attention; a sound (T,) in frames; a
-row of a table (F,) column by column, and its shape says how many features each column has.
+An image (Y, X, C) is read row by row, or in square patches by attention; a sound (T,) through
+convolutions with strides; a row of a table (F,) column by column, and its shape says how many
+features each column has.
 """
 
 from minigpt.engine.arrays import module_of
@@ -13,7 +14,8 @@ from minigpt.nn.layers import Dropout, Embedding, Linear
 from minigpt.nn.module import Module, normal
 from minigpt.nn.recipe import RecipeBlock
 
-FRAME = 50  # samples from one token of a sound to the next
+# Convolutions that read a sound: size, channels in and out, stride; 256 samples become a token.
+STRIDED = (64, 1, 32, 8), (8, 32, 64, 4), (8, 64, 64, 4), (4, 64, None, 2)
 
 
 class Columns(Module):
@@ -50,6 +52,36 @@ class Patches(Module):
         return y.reshape((len(x), self.count, y.shape[3]))
 
 
+def strided(n_out, rng):
+    """The convolutions of STRIDED, the last one to n_out channels.
+
+    Source: Dai et al. 2017, arXiv 1610.00087; before attention: Baevski et al. 2020, section 2.
+    """
+    layers = []
+    for size, n, m, stride in STRIDED:
+        layers.append(Conv((size,), n, m or n_out, rng, stride=stride, padding=size // 2))
+    return layers
+
+
+class Heard(Module):
+    """Token t = what convolutions with strides hear of a sound around sample 256 t.
+
+    x (B, samples) -> (B, T, C).  A wave at another phase has other samples, but it sounds the same:
+    the kernels, which every place shares, learn to answer alike.
+    """
+
+    def __init__(self, samples, n_embd, rng):
+        self.layers, self.count = strided(n_embd, rng), samples
+        for _, _, _, stride in STRIDED:
+            self.count = self.count // stride + 1  # as an even kernel is padded by half its size
+
+    def forward(self, x):
+        x = x.reshape(*x.shape, 1)
+        for layer in self.layers[:-1]:
+            x = relu(layer(x))
+        return self.layers[-1](x)
+
+
 class Classifier(Module):
     """Logits of the classes: tokens, blocks, the mean over all tokens, head.  x -> (B, K)
 
@@ -72,7 +104,7 @@ class Classifier(Module):
         if kind == "table":
             return Columns(shape, n_embd, rng), len(shape)
         if kind == "sound":
-            tokens = Patches((1, shape[0], 1), (1, FRAME), n_embd, rng)
+            tokens = Heard(shape[0], n_embd, rng)
         elif model.heads:  # attention reads squares: 4 x 4 of an 8 x 8 image, 7 x 7 of 28 x 28
             side = max(2, shape[0] // 7)
             tokens = Patches(shape, (side, side), n_embd, rng)
@@ -95,8 +127,7 @@ class CNN(Module):
     """Logits of the classes by convolution: layers, then a hidden layer and the head.  x -> (B, K)
 
     Images: 3 x 3 to 32 channels, to 64, the larger of 2 x 2. Sounds: four layers with strides, and
-    the mean over time. Tables: neighbouring features.
-    Source: LeCun et al. 1998; sounds: Dai et al. 2017, arXiv 1610.00087.
+    the mean over time. Tables: neighbouring features. Source: LeCun et al. 1998.
     """
 
     def __init__(self, kind, shape, config, rng):
@@ -105,8 +136,7 @@ class CNN(Module):
             layers = [Conv((3, 3), n, m, rng, padding=1) for n, m in ((shape[2], 32), (32, 64))]
             flat, self.positions = shape[0] // 2 * (shape[1] // 2) * 64, shape[0] * shape[1]
         elif kind == "sound":
-            sizes = (64, 1, 32, 8), (8, 32, 64, 4), (8, 64, 64, 4), (4, 64, 128, 2)
-            layers = [Conv((k,), n, m, rng, stride=s, padding=k // 2) for k, n, m, s in sizes]
+            layers = strided(128, rng)
             flat, self.positions = 128, shape[0] // 32
         else:
             layers = [Conv((3,), n, 32, rng, padding=1) for n in (1, 32)]

@@ -66,7 +66,8 @@ class GPT2(LanguageModel):
         super().__init__(c, blocks, rng)
         self.position = position
 
-    def embed(self, ids, mask, past):
+    def embed(self, ids, mask, state):
+        past = state.length if state else 0
         return self.embedding(ids) + self.position(positions(mask, past, ids.shape[1]))
 
 

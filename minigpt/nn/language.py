@@ -46,10 +46,11 @@ class Block(Module):
 
 class State:
     """What a model remembers of the tokens it has read: each block's state; how many positions
-    those were, padding included; and their mask (B, length), None if there was no padding."""
+    those were, padding included; their mask (B, length), None if there was no padding; and what
+    embed() remembers."""
 
     def __init__(self, blocks):
-        self.blocks, self.mask, self.length = blocks, None, 0
+        self.blocks, self.mask, self.length, self.last = blocks, None, 0, None
 
 
 class LanguageModel(Module):
@@ -83,7 +84,7 @@ class LanguageModel(Module):
             size = f"block_size = {self.block_size} tokens"
             raise ValueError(f"model: expected at most {size}, got {end}; start a new state")
         mask = self._mask(ids, mask, past, state)
-        x = self.dropout(self.embed(ids, mask, past))
+        x = self.dropout(self.embed(ids, mask, state))
         for i, block in enumerate(self.blocks):
             x, after = block(x, mask, state.blocks[i] if state else None)
             if state:
@@ -94,8 +95,8 @@ class LanguageModel(Module):
         state.mask, state.length = mask, end
         return logits, state
 
-    def embed(self, ids, mask, past):
-        """The vectors that enter the first block.  ids (B, T) behind `past` others -> (B, T, C)"""
+    def embed(self, ids, mask, state):
+        """The vectors that enter the first block.  ids (B, T), the new ones -> (B, T, C)"""
         return self.embedding(ids)
 
     def _mask(self, ids, mask, past, state):

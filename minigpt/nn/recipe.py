@@ -2,7 +2,8 @@
 
 - Rotary positions: queries and keys turn with their positions, so that their product depends on how
   far they are apart. No position needs a vector of its own.
-- Token shift: the MLP also sees some channels of the two tokens before.
+- Token shift: mixer and MLP also see some channels of the five tokens before.
+- Embeddings of n-grams (ngrams.py): what the last few tokens say together.
 - ReLU^2 in the place of GELU.
 
 Recurrence and convolution use the same block, and bring their own mixer.
@@ -11,9 +12,10 @@ Recurrence and convolution use the same block, and bring their own mixer.
 from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import raw
 from minigpt.engine.ops import split
-from minigpt.engine.recipe import relu2, rotary, token_shift
+from minigpt.engine.recipe import LAGS, relu2, rotary, token_shift
 from minigpt.nn.attention import Attention
 from minigpt.nn.language import Block, LanguageModel, positions
+from minigpt.nn.ngrams import BEFORE, NGrams
 
 
 def without_padding(x, mask):
@@ -61,25 +63,29 @@ class RecipeBlock(Block):
 
 
 class ShiftedBlock(RecipeBlock):
-    """A block whose MLP also sees the two tokens before.
+    """A block whose mixer and MLP also see the LAGS tokens before each.
 
-    The state is a pair: the mixer's, and the last two inputs of the MLP (B, 2, C).
+    The state is the mixer's, and the last inputs (B, LAGS, C) of the mixer and of the MLP.
     """
 
     def forward(self, x, mask=None, state=None):
-        mixed, past = state or (None, None)
-        y, mixed = self.mixer(self.norm1(x), mask, mixed)
+        mixed, first, second = state or (None, None, None)
+        h, first = self.shifted(self.norm1(x), mask, first)
+        y, mixed = self.mixer(h, mask, mixed)
         x = x + y
-        h = without_padding(self.norm2(x), mask)
-        y = self.mlp(token_shift(h, past))
-        if state is None:
-            return x + y, None
-        return x + y, (mixed, last_inputs(past, h, mask))
+        h, second = self.shifted(self.norm2(x), mask, second)
+        return x + self.mlp(h), state and (mixed, first, second)
+
+    def shifted(self, x, mask, past):
+        """x behind the inputs `past` -> token_shift of it, and what the next call needs of it"""
+        x = without_padding(x, mask)
+        return token_shift(x, past), None if past is None else last_inputs(past, x, mask)
 
     def new_state(self, B, block_size):
-        """What the mixer remembers at first, and zeros for two tokens that were not there."""
+        """What the mixer remembers at first, and zeros for tokens that were not there."""
         w = self.norm1.weight.data
-        return super().new_state(B, block_size), module_of(w).zeros((B, 2, len(w)), w.dtype)
+        first, second = (module_of(w).zeros((B, LAGS, len(w)), w.dtype) for _ in range(2))
+        return super().new_state(B, block_size), first, second
 
 
 class Recipe(LanguageModel):
@@ -94,6 +100,24 @@ class Recipe(LanguageModel):
         for i in range(config.n_layer):
             blocks.append(ShiftedBlock(config, self.mixer(config, i, rng), rng))
         super().__init__(config, blocks, rng)
+        self.ngrams = NGrams(config.n_embd, rng)
+
+    def embed(self, ids, mask, state):
+        tokens = without_padding(ids[..., None] + 1, mask)  # (B, T, 1), as 0 stands for no token
+        before = state.last if state else self.nothing(len(ids))
+        if state:
+            state.last = last_inputs(before, tokens, mask)
+        whole = module_of(ids).concatenate([before, tokens], 1)[..., 0]
+        return self.embedding(ids) + self.ngrams(whole)
+
+    def nothing(self, B):
+        """What n-grams find before the first token of B texts."""
+        return module_of(self.embedding.weight.data).zeros((B, BEFORE, 1), int)
+
+    def new_state(self, B):
+        state = super().new_state(B)
+        state.last = self.nothing(B)
+        return state
 
     @classmethod
     def mixer(cls, config, i, rng):

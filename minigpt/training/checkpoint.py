@@ -14,7 +14,7 @@ from safetensors.numpy import save as to_bytes
 
 from minigpt.engine.arrays import to_numpy
 
-KEY, VERSION = "minigpt", 3  # where the JSON stands in the header, and the layout it has
+KEY, VERSION = "minigpt", 4  # where the JSON stands in the header, and the layout it has
 
 
 class CheckpointError(ValueError):

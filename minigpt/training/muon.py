@@ -32,6 +32,9 @@ def orthogonal(g, steps=5):
     return x.T if tall else x
 
 
+FADING = 10  # how many times as fast as matrices tables decay
+
+
 class Muon:
     """Muon moves a hidden matrix equally far in all directions; AdamW updates the other weights.
 
@@ -44,7 +47,9 @@ class Muon:
     gradients learn as fast as those with large ones. The numbers in an orthogonal matrix are about
     1 / sqrt(max(R, C)) in size. The factor makes them 0.2, as they usually are in a step of AdamW,
     so one rate fits both optimizers. AdamW updates what does not map one hidden layer to the next:
-    embeddings, biases and norms. These do not decay.
+    tables, biases and norms. The rows of tables decay FADING times as fast as matrices. A rare row
+    was learned from a few places of the text, by heart, and fades until it comes again; a frequent
+    one is renewed all the time. Biases and norms do not decay.
     Source: Jordan et al. 2024; factor: Liu et al. 2025, arXiv 2502.16982.
     """
 
@@ -53,7 +58,9 @@ class Muon:
     def __init__(self, flat, weight_decay=0.1, momentum=0.95):
         self.flat, self.weight_decay, self.momentum = flat, weight_decay, momentum
         rest = slice(flat.hidden, None)  # the vector begins with the hidden matrices
-        self.rest = AdamW(SimpleNamespace(data=flat.data[rest], grad=flat.grad[rest], decayed=0))
+        tables = flat.decayed - flat.hidden  # where they end in the rest
+        vectors = SimpleNamespace(data=flat.data[rest], grad=flat.grad[rest], decayed=tables)
+        self.rest = AdamW(vectors, FADING * weight_decay)
         m = module_of(flat.data).zeros_like(flat.data[: flat.hidden])
         self.moments = {"momentum": m} | self.rest.moments
 

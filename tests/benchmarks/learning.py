@@ -17,13 +17,13 @@ from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.language import Block, LanguageModel
 from minigpt.nn.layers import Linear
 from minigpt.nn.module import Flat, Module
-from minigpt.nn.recipe import RotaryAttention, ShiftedBlock
+from minigpt.nn.recipe import GPT, RotaryAttention, ShiftedBlock
 from minigpt.training import optimizer_class, processes
 from minigpt.training.config import Config
 from minigpt.training.trainer import Trainer
 from tests.benchmarks import measure
 
-GPT2 = {"attention": Attention, "block": Block, "activation": gelu}
+GPT2 = {"attention": Attention, "block": Block, "activation": gelu, "form": GPT2Form}
 NANOGPT = {"n_layer": 4, "n_head": 4, "n_embd": 128, "block_size": 64, "batch_size": 12}
 NANOGPT |= {"optimizer": "adamw", "learning_rate": 1e-3, "schedule": "cosine", "warmup": 100}
 DEFAULT = Config()
@@ -34,9 +34,10 @@ LADDER = {  # each row adds to those above it: parts of the model, options of th
         {name: getattr(DEFAULT, name) for name in ("learning_rate", "schedule", "warmup")},
     ),
     "Muon": ({}, {"optimizer": "muon"}),
-    "rotary positions": ({"attention": RotaryAttention}, {}),
+    "rotary positions": ({"attention": RotaryAttention, "form": LanguageModel}, {}),
     "token shift": ({"block": ShiftedBlock}, {}),
     "ReLU^2": ({"activation": relu2}, {}),
+    "embeddings of n-grams": ({"form": GPT}, {}),
     "longer context, fewer texts: `train.py`": (
         {},
         {"block_size": DEFAULT.block_size, "batch_size": DEFAULT.batch_size},
@@ -101,15 +102,16 @@ def change(model, part):
             module.bias = None
 
 
-def assembled(c, rng, attention=RotaryAttention, block=ShiftedBlock, activation=relu2):
-    """A GPT of these parts, by default the recipe's; without rotation it learns its positions."""
+def assembled(c, rng, attention=RotaryAttention, block=ShiftedBlock, activation=relu2, form=GPT):
+    """A GPT of these parts, by default the recipe's. `form` makes vectors of the ids: with n-grams,
+    with learned positions, or of each token alone."""
     blocks = []
     for _ in range(c.n_layer):
         mixer = attention(c.n_embd, c.n_head, rng, c.dropout, c.out_std)
         blocks.append(block(c, mixer, rng, activation))
-    if attention is RotaryAttention:
+    if form is LanguageModel:
         return LanguageModel(c, blocks, rng)
-    model = GPT2Form(c, rng)
+    model = form(c, rng)
     model.blocks = blocks
     return model
 
