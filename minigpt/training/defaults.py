@@ -13,6 +13,7 @@ DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ
     ("image", "conv"): {"n_embd": 128, "learning_rate": 1e-3, "dropout": 0.5},
     ("image", "lstm"): {"learning_rate": 2e-3, "dropout": 0.2},
     ("sound", ""): ROWS | {"n_embd": 128},
+    ("sound", "gpt"): {"optimizer": "muon"},
     ("table", ""): ROWS
     | {"n_layer": 1, "n_embd": 16, "learning_rate": 2e-3, "steps": 300, "eval_every": 10},
 }

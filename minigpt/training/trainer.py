@@ -238,7 +238,8 @@ class Trainer:
         epochs = self.stream.epochs
         most = max(self.step, epochs * len(self.stream) // c.batch_size)
         self.steps = self.ranks.all_gather(steps and min(steps, most))[0]
-        if self.first and self.steps and abs(self.steps - self.said) > self.said / 10:
+        due = not self.said or self.step % c.eval_every == 0  # not too often
+        if self.first and self.steps and due and abs(self.steps - self.said) > self.said / 10:
             why = f"fit in {c.minutes:g} min"
             if self.steps == most:
                 why = f"read this data {epochs} times, more learns it by heart; --steps N insists"
