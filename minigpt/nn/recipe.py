@@ -103,6 +103,10 @@ class Recipe(LanguageModel):
         self.ngrams = NGrams(config.n_embd, rng)
 
     def embed(self, ids, mask, state):
+        """The vector of each token and of the n-grams that end at it.  ids (B, T) -> (B, T, C)
+
+        state.last keeps the last tokens of each text (B, BEFORE, 1), with which later ones go on.
+        """
         tokens = without_padding(ids[..., None] + 1, mask)  # (B, T, 1), as 0 stands for no token
         before = state.last if state else self.nothing(len(ids))
         if state:

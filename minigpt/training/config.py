@@ -44,7 +44,7 @@ class Config:
     vocab_size: int = option(4096, "with bpe: how many tokens at most", (">=", 257))
     target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
-    minutes: float = option(3.0, "training time; more ends lower; sets --steps after 20", (">", 0))
+    minutes: float = option(3.0, "training time; more ends lower; tells how many steps", (">", 0))
     steps: int = option(None, "number of updates, instead of --minutes", (">=", 1))
     n_layer: int = option(4, "blocks: more find deeper patterns, each slows a step", (">=", 1))
     n_head: int = option(4, "attention heads per block, 16 wide or more; divides n-embd", (">=", 1))
