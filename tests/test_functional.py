@@ -639,11 +639,12 @@ LONG = {
 }
 
 
+@pytest.mark.parametrize("scale", [1, 200])  # of q: with 200, e^score is not safe
 @pytest.mark.parametrize("past", [0, 5])
 @pytest.mark.parametrize("case", LONG)
-def test_attention_pair_is_the_same_over_several_tiles(case, past, monkeypatch):
+def test_attention_pair_is_the_same_over_several_tiles(case, past, scale, monkeypatch):
     q, k, v = heads(2, 3, 7, 2)
-    args = (q[:, :, past:], k, v, *LONG[case])
+    args = (scale * q[:, :, past:], k, v, *LONG[case])
     with plain():
         expected = run(functional.attention, *args)
     monkeypatch.setattr(fast_numpy, "_TILE", 3, raising=False)
