@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from gradcheck import draw, gradcheck
 
+from minigpt.datasets import text
 from minigpt.engine.autograd import Tensor
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.layers import Linear
@@ -156,15 +157,37 @@ def row(loss, steps=100):
 
 
 def test_an_ablation_says_what_each_row_changes():
-    result = {"rows": {"a": row(2.0), "b": row(1.75)}, "left_out": {"c": row(1.76)}}
+    seeds = {"losses": [1.5, 1.75, 2.0]}
+    result = {"rows": {"a": row(2.0) | seeds, "b": row(1.75) | seeds}}
+    result["left_out"] = {"c": row(1.76) | seeds}
     result |= {"data": "some.txt", "machine": MACHINE}
     lines = tables.render("ablation", result).splitlines()
     assert lines[2:5] == [
-        "| a | 2.000 |  | 12,346 | 100 | 1,250,000 |",
-        "| b | 1.750 | -0.250 | 12,346 | 100 | 1,250,000 |",
-        "| with c: left out | 1.760 | +0.010 | 12,346 | 100 | 1,250,000 |",
+        "| a | 2.000 |  | 1.500, 1.750, 2.000 | 12,346 | 100 | 1,250,000 |",
+        "| b | 1.750 | -0.250 | 1.500, 1.750, 2.000 | 12,346 | 100 | 1,250,000 |",
+        "| with c: left out | 1.760 | +0.010 | 1.500, 1.750, 2.000 | 12,346 | 100 | 1,250,000 |",
     ]
     assert lines[6] == "The text is some.txt; the loss that of its whole validation split."
+
+
+def test_model_and_n_gram_vote_with_the_best_share_of_the_first_tenth(monkeypatch):
+    def model(x):  # the share 0.8 for the token after x, of three, and 0.1 for the others
+        return Tensor(np.log(np.where(np.arange(3) == (x[..., None] + 1) % 3, 0.8, 0.1)))
+
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 3, 1001)
+    q = rng.uniform(0.2, 0.9, 1001)
+    orders = [np.full(1001, 0.1), q, np.full(1001, 0.2)]
+    monkeypatch.setattr(learning.text, "n_grams", lambda *_: iter(orders))
+    loss = learning.together(model, text.windows_in_order(ids, 64), ids, ids, 3)
+    losses = {}
+    for a in np.arange(51) / 100:
+        vote = [
+            -math.log((1 - a) * (0.8 if ids[i] == (ids[i - 1] + 1) % 3 else 0.1) + a * q[i])
+            for i in range(1, 1001)
+        ]
+        losses[sum(vote[:100])] = sum(vote[100:]) / 900
+    assert loss == pytest.approx(losses[min(losses)])
 
 
 def test_budgets_become_the_mean_and_each_seed():

@@ -151,15 +151,15 @@ def baselines(train, validation, vocab_size, text_of_validation, cache):
 
     def count():
         scale = len(validation) / len(text_of_validation)  # tokens per character
-        n_grams = scale * witten_bell(train[-MOST:], validation[:MOST], vocab_size)
+        losses = scale * witten_bell(train[-MOST:], validation[:MOST], vocab_size)
         bits = 8 * len(bz2.compress(text, 9))
         found = {
             "uniform": scale * np.log(vocab_size),
-            "unigram": n_grams[0],
+            "unigram": losses[0],
             "bzip2": bits * np.log(2) / len(text_of_validation),  # a bit is ln 2 nats
-            "n_grams": list(n_grams),
-            "best": min(n_grams),
-            "order": int(np.argmin(n_grams)) + 1,
+            "n_grams": list(losses),
+            "best": min(losses),
+            "order": int(np.argmin(losses)) + 1,
             "read": min(len(train), MOST),
         }
         return json.dumps(found)
@@ -169,6 +169,14 @@ def baselines(train, validation, vocab_size, text_of_validation, cache):
 
 def witten_bell(train, validation, vocab_size):
     """How well counting predicts the next token -> nats per token for n-grams of orders 1 to 7.
+
+    train, validation: ids (N,), (M,) -> (7,), fewer for a training part of fewer tokens.
+    """
+    return np.array([-np.log(p).mean() for p in n_grams(train, validation, vocab_size)])
+
+
+def n_grams(train, validation, vocab_size):
+    """What n-grams of orders 1 to 7 say of each validation token: its probability (M,), per order.
 
     The n-gram of order k looks at a context h, the k - 1 tokens before, and counts which tokens w
     followed h in the training part. One that never followed h must not get probability 0. Method C
@@ -182,8 +190,7 @@ def witten_bell(train, validation, vocab_size):
     letters: P_1(b) = (2 + 3/3) / (6 + 3) = 1/3. After h = "a" came b, c, b: c(h) = 3, T(h) = 2, so
     P_2(b | a) = (2 + 2/3) / (3 + 2) = 8/15, and P_2(a | a), unseen, is (0 + 2 * 4/9) / 5 = 8/45.
 
-    train, validation: ids (N,), (M,) -> (7,), fewer for a training part of fewer tokens.
-    Source: Witten and Bell 1991, method C.
+    train, validation: ids (N,), (M,). Source: Witten and Bell 1991, method C.
     """
     # Each token has its context beside it, and a context is one number: the rank of its string of
     # tokens among all different strings of this length. At order 1 it is the empty string, of rank
@@ -192,7 +199,7 @@ def witten_bell(train, validation, vocab_size):
     # string that ends at token i is the context of token i + 1.
     tokens, M = np.concatenate((train, validation)), len(validation)
     context = np.zeros(len(tokens), np.int64)
-    p, losses = np.full(M, 1 / vocab_size), []  # p: of each validation token, by the order before
+    p = np.full(M, 1 / vocab_size)  # of each validation token, by the order before
     for _ in range(min(7, len(train))):
         different, string = np.unique(context * vocab_size + tokens, return_inverse=True)
         # Count in the training part, which is all but the last M places.
@@ -206,6 +213,5 @@ def witten_bell(train, validation, vocab_size):
         c_h, c_hw, T_h = c_h[h], c_hw[hw], T_h[h]
         seen = c_h > 0
         p[seen] = (c_hw + T_h * p)[seen] / (c_h + T_h)[seen]
-        losses.append(-np.log(p).mean())
+        yield p.copy()
         context, tokens = string[:-1], tokens[1:]
-    return np.array(losses)

@@ -214,7 +214,7 @@ def cross_entropy_backward(dloss, saved):
     return p.reshape(shape), None
 
 
-_TILE = 128  # queries (forward) or keys (backward) at a time
+_TILE = 64  # queries (forward) or keys (backward) at a time
 _ROOM = 1 << 17  # scores at a time: 512 KB stay in the L2 cache
 
 

@@ -20,11 +20,11 @@ def adamw_step(optimizer, rate, number):
     In blocks no vector is fetched from memory more than once; without them it would be 2.2 ms.
     """
     flat, m, v = optimizer.flat, optimizer.moments["m"], optimizer.moments["v"]
-    flat.data[: flat.decayed] *= 1 - rate * optimizer.weight_decay
     size = BLOCK if module_of(m) is np else len(m)  # a GPU has no such cache
     for i in range(0, len(m), size):
         part = slice(i, i + size)
         vectors = flat.data[part], flat.grad[part], m[part], v[part]
+        vectors[0][: max(0, flat.decayed - i)] *= 1 - rate * optimizer.weight_decay
         _adam(*vectors, rate, number, *optimizer.betas, optimizer.eps)
 
 
@@ -73,7 +73,7 @@ def muon_step(optimizer, rate, number):
     for place, x in directions:
         scale = 0.2 * max(x.shape) ** 0.5 * rate
         module_of(x).multiply(x.reshape(-1), scale, out=g[place])
-    ranks.all_reduce(flat.grad)
+    ranks.all_reduce(g)
     w *= 1 - rate * optimizer.weight_decay
     w -= g
     g.fill(0)

@@ -75,13 +75,13 @@ class Process(Alone):
         return self.rows[self.rank]
 
     def all_reduce(self, vector):
-        """Replace every rank's row by the sum of all rows; `vector` is the row that zeros gave.
+        """Replace every rank's vector, the row that zeros gave or its beginning, by the sum of all.
 
         If each rank added up whole rows, all would do the same work. So each takes its part of the
         columns, adds up the rows there, and writes the sum into every row. The rows are added in
         order of rank, so the sums are the same to the last bit, every time.
         """
-        n = self.rows.shape[1]
+        n = len(vector)
         start, stop = n * self.rank // self.size, n * (self.rank + 1) // self.size
         mine = self.rows[:, start:stop]
         self.barrier()  # all gradients are complete before anyone adds them up

@@ -110,14 +110,15 @@ def ablation(result):
         before = row["loss"]
     for name, row in result["left_out"].items():
         lines.append(ablated(f"with {name}: left out", f"{row['loss'] - before:+.3f}", row))
-    head = ["each row adds to those above", "nats per character", "change"]
+    head = ["each row adds to those above", "nats per character", "change", "of each seed"]
     yield table([*head, "tokens/s", "steps", "parameters"], *lines)
     yield f"The text is {result['data']}; the loss that of its whole validation split."
 
 
 def ablated(name, change, row):
+    seeds = ", ".join(f"{loss:.3f}" for loss in row["losses"])
     figures = f"{row['tokens_per_s']:,.0f}", f"{row['steps']:,}", f"{row['parameters']:,}"
-    return [name, f"{row['loss']:.3f}", change, *figures]
+    return [name, f"{row['loss']:.3f}", change, seeds, *figures]
 
 
 def scale(result):
@@ -178,15 +179,25 @@ def tasks(result):
         kinds = {kind: n for kind, (_, n) in row["attention"]["kinds"].items()}
         lines = []
         for kind, n in kinds.items():
-            percents = (f"{cell['kinds'][kind][0]:.1f}" for cell in row.values())
+            percents = (of_seeds(cell["kinds"][kind][0]) for cell in row.values())
             lines.append([f"{kind}, of {n:,}", *percents])
         easy = [kind for kind in kinds if "3 facts" not in kind]
         count, whole = sum(map(kinds.get, easy)), {"qa": "one and two facts"}.get(name, "both")
-        rights = (sum(cell["kinds"][k][0] * kinds[k] for k in easy) for cell in row.values())
-        lines.append([f"{whole}, of {count:,}", *(f"{right / count:.1f}" for right in rights)])
+        parts = (
+            [[p * kinds[k] / count for p in cell["kinds"][k][0]] for k in easy]
+            for cell in row.values()
+        )
+        percents = (of_seeds([sum(seed) for seed in zip(*part, strict=True)]) for part in parts)
+        lines.append([f"{whole}, of {count:,}", *percents])
         lines += [["s in all", *(f"{cell['seconds']:.0f}" for cell in row.values())]]
         yield table([f"`{name}`, exact answers, %", *row], *lines)
         yield ""
+
+
+def of_seeds(values):
+    """The mean, and the value of each seed if there are several"""
+    each = ", ".join(f"{value:.1f}" for value in values)
+    return f"{mean(values):.1f} ({each})" if len(values) > 1 else each
 
 
 def folds(result):
