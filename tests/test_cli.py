@@ -397,7 +397,7 @@ TRAINING = [
         "--steps: expected a whole number >= 1 and < 2147483648, got '0'",
     ),
     ("--data text.txt --learning-rate nan", "--learning-rate"),
-    ("--data text.txt --accumulate 5", "divisor of --batch-size 4, got 5"),
+    ("--data text.txt --accumulate 5", "divisor of --batch-size 8, got 5"),
     ("--data text.txt --minutes 1 --steps 5", "expected --minutes or --steps, got both"),
     ("--data text.txt --minutes 0", "--minutes: expected a number > 0, got '0'"),
     (

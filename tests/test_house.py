@@ -103,7 +103,7 @@ def test_a_new_mixer_writes_classifies_and_is_counted_as_itself(
     train.main("--model average --n-layer 3 --n-embd 32 --dry-run".split())
     printed = capsys.readouterr().out
     outline = plan.outline(options.fitted("text", {"model": "average", "n_embd": 32}), 10)
-    assert plan.parts_of(outline)[0]["mixer"] == 4 * (32 * 32 + 32)
+    assert plan.parts_of(outline)[0]["mixer"] == 2 * (32 * 32 + 32)
     assert re.search(rf"mixer +{3 * (32 * 32 + 32):,} ", printed) and "attention" not in printed
 
 

@@ -363,12 +363,12 @@ def test_cores_are_those_that_the_process_may_use(files, cores, monkeypatch):
 @pytest.mark.parametrize(
     "options, cores, expected",
     [
-        ({}, 16, 4),  # as many as windows
+        ({}, 16, 8),  # as many as windows
         ({"batch_size": 64, "block_size": 16}, 16, 8),  # 1,024 tokens: each rank gets 128
         ({}, 2, 2),
         ({"batch_size": 2, "block_size": 1024}, 8, 2),
         ({"n_layer": 1, "n_embd": 32}, 8, 1),  # a step of 2 ms would wait 1 ms
-        ({"accumulate": 4}, 8, 1),  # one window at a time
+        ({"accumulate": 8}, 8, 1),  # one window at a time
         ({"steps": 20}, 8, 1),  # over before the others have started
         ({"workers": 3}, 8, 3),
     ],

@@ -46,11 +46,11 @@ class Config:
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
     minutes: float = option(3.0, "training time; more ends lower; tells how many steps", (">", 0))
     steps: int = option(None, "number of updates, instead of --minutes", (">=", 1))
-    n_layer: int = option(4, "blocks: more find deeper patterns, each slows a step", (">=", 1))
+    n_layer: int = option(2, "blocks: more find deeper patterns, each slows a step", (">=", 1))
     n_head: int = option(4, "attention heads per block, 16 wide or more; divides n-embd", (">=", 1))
     n_embd: int = option(128, "width; raise it for longer texts and runs", (">=", 1))
     block_size: int = option(256, "context length; longer ones learn later, then better", (">=", 1))
-    batch_size: int = option(4, "windows per update; more: slower, smoother steps", (">=", 1))
+    batch_size: int = option(8, "windows per update; more: slower, smoother steps", (">=", 1))
     device: str = option("auto", "auto: a GPU if one answers", choices=["auto", "cpu", "gpu"])
     dropout: float = option(
         0.0, "probability of dropping; raise it for small texts", (">=", 0), ("<", 1)

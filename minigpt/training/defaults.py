@@ -1,12 +1,12 @@
 """What the options of train.py are by default for other data and models than a GPT on text."""
 
-STATEFUL = {"n_layer": 2, "block_size": 128, "batch_size": 16}
-ROWS = {"block_size": 1, "batch_size": 64, "n_layer": 2, "n_embd": 64, "eval_every": 50}
+STATEFUL = {"block_size": 128, "batch_size": 16}
+ROWS = {"block_size": 1, "batch_size": 64, "n_embd": 64, "eval_every": 50}
 ROWS |= {"optimizer": "adamw", "learning_rate": 4e-3, "steps": 1500, "warmup": 50, "patience": 99}
 ROWS |= {"dropout": 0.1}
 DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ there
     **{("text", name): STATEFUL for name in ("lstm", "gru", "rnn")},
-    ("task", ""): {"n_embd": 64, "batch_size": 32, "eval_every": 250, "patience": 99},
+    ("task", ""): {"n_layer": 4, "n_embd": 64, "batch_size": 32, "eval_every": 250, "patience": 99},
     **{("task", name): {"n_layer": 2} for name in ("lstm", "gru", "rnn")},
     ("qa", ""): {"tokenizer": "bpe", "minutes": 5.25},
     ("image", ""): ROWS,

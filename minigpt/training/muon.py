@@ -32,7 +32,7 @@ def orthogonal(g, steps=5):
     return x.T if tall else x
 
 
-FADING = 10  # how many times as fast as matrices tables decay
+FADING = 20  # how many times as fast as matrices tables decay
 
 
 class Muon:

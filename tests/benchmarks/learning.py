@@ -39,10 +39,11 @@ LADDER = {  # each row adds to those above it: parts of the model, options of th
     "token shift": ({"block": ShiftedBlock}, {}),
     "ReLU^2": ({"activation": relu2}, {}),
     "embeddings of n-grams": ({"form": GPT}, {}),
-    "longer context, fewer texts: `train.py`": (
+    "longer context, fewer texts": (
         {},
         {"block_size": DEFAULT.block_size, "batch_size": DEFAULT.batch_size},
     ),
+    "two layers instead of four: `train.py`": ({}, {"n_layer": DEFAULT.n_layer}),
 }
 VOTE = "the best n-gram's vote"
 LEFT_OUT = ["QK-norm", "RMSNorm", "no biases", "zero-initialised projections"]
