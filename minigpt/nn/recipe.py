@@ -65,6 +65,7 @@ class RecipeBlock(Block):
 class ShiftedBlock(RecipeBlock):
     """A block whose mixer and MLP also see the LAGS tokens before each.
 
+    x + mixer(shift(norm(x))), then x + mlp(shift(norm(x))).  x (B, T, C) -> (B, T, C), state
     The state is the mixer's, and the last inputs (B, LAGS, C) of the mixer and of the MLP.
     """
 
@@ -79,7 +80,7 @@ class ShiftedBlock(RecipeBlock):
     def shifted(self, x, mask, past):
         """x behind the inputs `past` -> token_shift of it, and what the next call needs of it"""
         x = without_padding(x, mask)
-        return token_shift(x, past), None if past is None else last_inputs(past, x, mask)
+        return token_shift(x, past, LAGS), None if past is None else last_inputs(past, x, mask)
 
     def new_state(self, B, block_size):
         """What the mixer remembers at first, and zeros for tokens that were not there."""
