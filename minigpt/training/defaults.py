@@ -8,7 +8,8 @@ DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ
     **{("text", name): STATEFUL for name in ("lstm", "gru", "rnn")},
     ("task", ""): {"n_layer": 4, "n_embd": 64, "batch_size": 32, "eval_every": 250, "patience": 99},
     **{("task", name): {"n_layer": 2} for name in ("lstm", "gru", "rnn")},
-    ("qa", ""): {"tokenizer": "bpe", "minutes": 5.25},
+    # What one story teaches holds in all, and need not fade: 99.7 % exact instead of 94.2 with 0.1.
+    ("qa", ""): {"tokenizer": "bpe", "minutes": 5.25, "weight_decay": 0.05},
     ("image", ""): ROWS,
     ("image", "conv"): {"n_embd": 128, "learning_rate": 1e-3, "dropout": 0.5},
     ("image", "lstm"): {"learning_rate": 2e-3, "dropout": 0.2},
