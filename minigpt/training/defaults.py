@@ -11,7 +11,8 @@ DEFAULTS = {  # (kind of data, model, "" any): the options whose defaults differ
     # What one story teaches holds in all, and need not fade: 99.7 % exact instead of 94.2 with 0.1.
     ("qa", ""): {"tokenizer": "bpe", "minutes": 5.25, "weight_decay": 0.05},
     ("image", ""): ROWS,
-    ("image", "conv"): {"n_embd": 128, "learning_rate": 1e-3, "dropout": 0.5},
+    # Muon: 98.3 % of the digits instead of 97.8 with AdamW, the mean of three seeds.
+    ("image", "conv"): {"n_embd": 128, "learning_rate": 1e-3, "dropout": 0.5, "optimizer": "muon"},
     ("image", "lstm"): {"learning_rate": 2e-3, "dropout": 0.2},
     ("sound", ""): ROWS | {"n_embd": 128},
     ("sound", "gpt"): {"optimizer": "muon"},
