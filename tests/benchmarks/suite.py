@@ -62,14 +62,15 @@ def pairs(rounds):
     cross-entropy also for the vocabulary of a Chinese text; the pairs that only `--model gpt` uses;
     and a sampled token without those that it uses."""
     pairs, step = ["linear", "layer_norm", "gelu", "attention"], {"shape": SMALL, "batch": 12}
+    default = ["attention", "relu2", "rotary", "token_shift"]
     chinese = step | {"shape": SMALL | {"vocab_size": 4000}}
     text = {"shape": SMALL | {"block_size": 512}, "prompt": 1}
-    recipe = {"shape": SMALL | {"block_size": 256}, "batch": 4, "form": "gpt"}
+    recipe = {"shape": SMALL | {"block_size": 256, "n_layer": 2}, "batch": 8, "form": "gpt"}
     rows = {}
     for title, task, options, left_out, arguments, units in (
         ("a step", "train", step, [*pairs, "cross_entropy", "keep_pages"], [10], 1),
         ("a step, V 4,000", "train", chinese, ["cross_entropy"], [10], 1),
-        ("a step of gpt", "train", recipe, ["relu2", "rotary"], [10], 1),
+        ("a step of gpt", "train", recipe, default, [10], 1),
         ("a sampled token", "sample", text, pairs, [1, 500, False], 500),
     ):
         commands = {n: ("mini_gpt", task, options | {"without": n}) for n in ("", *left_out)}
