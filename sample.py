@@ -5,6 +5,7 @@ python sample.py --prompt "The with statement"     ... and goes on from your wor
 python sample.py out/manual-gpt --interactive      a prompt per line, until Ctrl-D
 python sample.py out/translation-gpt --prompt "three hundred and ten"       ... or answers
 python sample.py out/credit-gpt --input new.csv    a classifier: probabilities; without, its report
+python sample.py --look "To be, or not"            a page that shows what the model sees in a text
 """
 
 import argparse
@@ -30,12 +31,15 @@ def main(words=None):
     args = parser.parse_args(words)
     talks = args.prompt is not None or args.interactive
     try:
+        refuse_two_things_at_once(args)
         library, _ = device.select(args.device)
         model, application = load(args.run or newest(), library)
         if talks:
             application.listen(args, args.prompt)
         if args.input is not None:
             return application.predict(model, args.input)
+        if args.explain is not None or args.look is not None:
+            return show(args, model, application)
         prompt = args.prompt if talks else application.without_prompt(model, args, piped)
     except BrokenPipeError:
         raise  # of a report, see below
@@ -46,6 +50,25 @@ def main(words=None):
         application.reply(model, prompt, rng)
     if args.interactive:
         converse(application, model, rng)
+
+
+def refuse_two_things_at_once(args):
+    """Raise ValueError if the command line asks for several things that exclude each other."""
+    names = ("prompt", "interactive", "input", "explain", "look")
+    asked = [f"--{name}" for name in names if getattr(args, name) not in (None, False)]
+    if len(asked) > 1 and asked != ["--prompt", "--interactive"]:
+        got = " and ".join(asked)
+        raise ValueError(f"expected one of these, got {got}; leave out all but one")
+
+
+def show(args, model, application):
+    """Print how much a text surprises the model, or write the page of what the model sees."""
+    from minigpt import inside
+
+    if args.explain is not None:
+        return print(inside.explain(model, application, args.explain, sys.stdout))
+    Path("look.html").write_text(inside.look(model, application, args.look), encoding="utf-8")
+    print("look.html: open it in a browser")
 
 
 def load(path, library):
@@ -109,6 +132,11 @@ def command_line():
         help="another seed, another text (default 1337)")  # fmt: skip
     add("--device", choices=["auto", "cpu", "gpu"], default="auto",
         help="auto: a GPU if one answers (default auto)")  # fmt: skip
+    add("--explain", metavar="TEXT",
+        help="print this text, the redder the more it surprises the model")  # fmt: skip
+    add("--look", metavar="TEXT", nargs="?", const="",
+        help="write look.html: what the model sees in this text, head by head; of a classifier, "
+        "what its answers hang on")  # fmt: skip
     add("--input", metavar="FILE", help="a classifier: print the probabilities of these rows, "
         "images or sounds (.csv, .npy, .wav); default: its report on held-out data")  # fmt: skip
     return parser

@@ -74,7 +74,7 @@ def six_steps(kind, config, saved):
     # 3 initialise: with random weights every answer is about equally likely, and the loss shows it.
     windows = [library.asarray(part) for part in application.windows()]
     x, y = (part[:32] for part in windows)
-    first = mean_loss(model, x, y, 32) * application.scale
+    application.first = first = mean_loss(model, x, y, 32) * application.scale
     uniform = application.uniform
     say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {uniform:.3f})")
 

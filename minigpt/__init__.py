@@ -4,6 +4,9 @@ A chapter uses earlier chapters only, so nothing has to be taken on trust. The n
 of careful reading. The path alone explains how a GPT learns and writes; after it, every part can be
 read by itself. `python -m tests.golden` prints how much of each file a training really runs.
 
+A FIRST LOOK, of which the path explains every line
+tiny.py                  20  a whole GPT in 80 lines, with its training and its writing
+
 THE PATH, GPT-2 from the derivative to the sample
 messages.py               2  what the program says: lines, errors with a remedy, nearest names
 engine/arrays.py          3  which library owns an array: NumPy or CuPy
@@ -25,6 +28,7 @@ training/checkpoint.py    8  one file that holds a run, written whole or not at 
 training/ranks.py         2  what training asks of the processes that share it
 training/trainer.py      20  the training loop
 generate.py              10  temperature, top-k, top-p; text as it comes
+drawing.py                5  pictures as SVG: how the loss fell
 applications/application.py  10  what a run is for: the six steps, as train.py calls them
 applications/writing.py  12  text goes on
 
@@ -58,6 +62,8 @@ training/defaults.py      2  the options' defaults for every kind of data and mo
 training/costs.py         5  memory, time, energy and CO2 of a training
 applications/options.py   8  from the command line to a run
 applications/plan.py     12  what a model would need, and what its training would cost: --dry-run
+inside.py                10  what a trained model sees: sample.py --explain, --look
+look.py                  15  source that shows its own gradients: python -m minigpt.look
 __main__.py               3  python -m minigpt: your runs, and what to do next
 
 SPEED, which changes how long it takes and nothing else

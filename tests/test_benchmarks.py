@@ -1,9 +1,8 @@
-"""The benchmarks: figures and tables that README shows are those of results.json."""
+"""The benchmarks: figures and tables that the pages show are those of results.json."""
 
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from tests.benchmarks import __main__ as command
 from tests.benchmarks import learning, measure, suite, tables
 from tests.benchmarks.products import products
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
 MACHINE = {
     "cpu": "A CPU", "cores": 2, "python": "3.11.7", "numpy": "2.4.6", "torch": "2.13.0",
     "transformers": "5.24.0",
@@ -26,9 +24,16 @@ MACHINE = {
 ON = "A CPU, 2 cores, Python 3.11.7, NumPy 2.4.6, PyTorch 2.13.0, transformers 5.24.0."
 
 
-def test_the_readme_shows_what_the_results_say():
-    assert tables.fill(README, tables.load()) == README
-    assert len(tables.BLOCK.findall(README)) == README.count("benchmark: ")
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.parent.name)
+def test_the_pages_show_what_the_results_say(page):
+    text = page.read_text(encoding="utf-8")
+    assert tables.fill(text, tables.load()) == text
+    assert len(tables.BLOCK.findall(text)) == text.count("benchmark: ")
+
+
+def test_every_result_stands_on_the_page_of_benchmarks():
+    text = tables.PAGES[-1].read_text(encoding="utf-8")
+    assert {name for _, name, _ in tables.BLOCK.findall(text)} == tables.load().keys()
 
 
 def test_a_block_is_replaced_and_the_text_around_it_stays():

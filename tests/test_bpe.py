@@ -17,7 +17,7 @@ from minigpt.datasets.bpe import LETTERS, BPETokenizer, words
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.generate import stream
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).resolve().parents[1] / "minigpt/README.md").read_text(encoding="utf-8")
 WORLD = """It's said they'd've won; WE'RE sure I'll go, don't we?  x = [1, 22, 333]\t# 4096\r\n
 床前明月光，疑是地上霜。 举头望明月，低头思故乡。 いろはにほへと ちりぬるを 한국어 문장입니다.
 สวัสดีชาวโลก ภาษาไทยไม่มีช่องว่าง Привет, мир! Γειά σου Κόσμε, שלום עולם مرحبا بالعالم नमस्ते दुनिया

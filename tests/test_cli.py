@@ -87,8 +87,10 @@ def test_the_six_steps_are_said_in_order(folder, capsys):
     assert f"{len(TEXT):,} characters, {len(set(TEXT))} distinct" in printed.out
 
 
-def test_a_run_leaves_two_checkpoints_and_a_log(trained):
-    assert sorted(os.listdir(trained)) == ["best.safetensors", "last.safetensors", "log.csv"]
+def test_a_run_leaves_two_checkpoints_a_log_its_curve_and_its_samples(trained):
+    files = ["best.safetensors", "curve.svg", "last.safetensors", "log.csv", "samples.txt"]
+    assert sorted(os.listdir(trained)) == files
+    assert len((trained / "samples.txt").read_text().splitlines()) == 3  # one of them untrained
     assert checkpoint.load(trained / "last.safetensors")[1]["state"]["step"] == 6
 
 

@@ -92,11 +92,10 @@ def test_a_classifier_goes_through_the_six_steps(trained, name):
 
 
 @every_run
-def test_a_classifier_leaves_two_checkpoints_and_a_log(trained, name):
+def test_a_classifier_leaves_two_checkpoints_a_log_and_its_curve(trained, name):
     run = trained[0] / "out" / name
-    assert tree(run).keys() == {
-        run / f for f in ("best.safetensors", "last.safetensors", "log.csv")
-    }
+    files = "best.safetensors", "last.safetensors", "log.csv", "curve.svg"
+    assert tree(run).keys() == {run / file for file in files}
     assert checkpoint.load(run / "last.safetensors")[1]["state"]["step"] == 4
     assert (run / "log.csv").read_text().count("\n") == 3
 

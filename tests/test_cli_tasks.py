@@ -88,9 +88,9 @@ def test_a_run_on_pairs_goes_through_the_six_steps(trained, model):
 
 
 @every_model
-def test_a_run_on_pairs_leaves_two_checkpoints_and_a_log(trained, model):
+def test_a_run_on_pairs_leaves_two_checkpoints_a_log_and_its_curve(trained, model):
     run = trained[0] / "out" / f"pairs-{model}"
-    files = {"best.safetensors", "last.safetensors", "log.csv"}
+    files = {"best.safetensors", "last.safetensors", "log.csv", "curve.svg"}
     assert tree(run).keys() == {run / name for name in files}
 
 

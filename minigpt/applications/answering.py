@@ -4,8 +4,6 @@ import math
 import shlex
 import sys
 
-from tqdm import tqdm
-
 from minigpt.applications.writing import TextApplication, trained_tokenizer
 from minigpt.datasets import tasks
 from minigpt.messages import say
@@ -50,11 +48,10 @@ class Answering(TextApplication):
     def stream(self):
         return tasks.Lines(*self.train, self.config.seed)
 
-    def report(self, trainer, loss, best):
-        """A line with the losses, and how many answers to the first hundred examples are right."""
+    def remark(self, trainer, loss, best):
+        """How many answers to the first hundred examples are right."""
         x, y = self.validation
-        right = exact(trainer.model, x[:100], y[:100]).mean()
-        tqdm.write(self.progress(trainer, loss) + f", exact {right:.1%}")
+        return f", exact {exact(trainer.model, x[:100], y[:100]).mean():.1%}"
 
     def validate(self, loss):
         say("5 validate", f"validation part: {loss:.4f} nats per token of the answers")

@@ -6,6 +6,7 @@ application that `restore` has made from a checkpoint. Neither asks which applic
 
 from tqdm import tqdm
 
+from minigpt.drawing import leave
 from minigpt.messages import say
 from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
@@ -37,6 +38,9 @@ class Application:
 
     def __init__(self, config, folder):
         self.config, self.folder = config, folder
+        self.first = None  # the loss before the first step, of which train.py tells
+        self.to_beat = {}  # {name: loss}, shown as lines in the picture of the losses
+        self.samples = []  # (step, seconds, what the model wrote) that samples.txt lacks yet
 
     # What train.py does:
 
@@ -61,8 +65,22 @@ class Application:
         raise NotImplementedError
 
     def report(self, trainer, loss, best):
-        """4: print a line at each evaluation; loss: of now; best: the lowest before."""
-        tqdm.write(self.progress(trainer, loss))
+        """4: say and draw at each evaluation how it goes; loss: of now; best: the lowest before."""
+        tqdm.write(self.progress(trainer, loss) + self.remark(trainer, loss, best))
+        if sample := self.sample(trainer):
+            tqdm.write(f"{'':<14} {sample}")
+            self.samples.append((trainer.step, trainer.seconds, sample))
+        if trainer.step:
+            about = f"{self.config.model} on {' '.join(self.config.data)}"
+            leave(trainer.out, self.first, self.to_beat, self.samples, about)
+            self.samples = []
+
+    def remark(self, trainer, loss, best):
+        """What the line of an evaluation says at its end."""
+        return ""
+
+    def sample(self, trainer):
+        """What the model writes now, on one line; None if it does not write."""
 
     def progress(self, trainer, loss):
         """The line of an evaluation; before the first step it says "untrained"."""

@@ -7,7 +7,6 @@ import sys
 import zlib
 
 import numpy as np
-from tqdm import tqdm
 
 from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import text, tokenizer_class, tokenizer_from
@@ -118,12 +117,14 @@ class Writing(TextApplication):
         windows.scale = self.scale
         return windows
 
-    def report(self, trainer, loss, best):
-        """Two lines: the losses, with the bars that fell, and a sample."""
+    def remark(self, trainer, loss, best):
+        """Which bars fell."""
         passed = ", ".join(name for name, bar in self.to_beat.items() if loss < bar <= best)
-        tqdm.write(self.progress(trainer, loss) + (f": past {passed}" if passed else ""))
+        return f": past {passed}" if passed else ""
+
+    def sample(self, trainer):
         rng = np.random.default_rng((self.config.seed, trainer.step))
-        tqdm.write(f"{'':<14} {self.line(trainer.model, rng)}")
+        return self.line(trainer.model, rng)
 
     def validate(self, loss):
         loss *= self.scale

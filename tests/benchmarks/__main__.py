@@ -12,7 +12,7 @@ families           each family for 3 minutes on a text
 applications       every application by every mechanism: their default commands
 tasks              questions and translation by every mechanism: half an hour
 folds              tables, repeated 5-fold, beside scikit-learn's models
-readme             measures nothing: puts the tables of results.json into README.md
+readme             measures nothing: puts the tables of results.json into the pages
 
 All but readme by default. Run it on an idle machine: ratios are the figures, times differ between
 machines. Needs PyTorch, transformers, matplotlib, scikit-learn.
@@ -22,7 +22,7 @@ import argparse
 from importlib.util import find_spec
 
 from tests.benchmarks import tables
-from tests.benchmarks.measure import ROOT, machine
+from tests.benchmarks.measure import machine
 from tests.benchmarks.suite import BENCHMARKS, LEARNING
 
 
@@ -49,9 +49,9 @@ def main():
             parser.error(f"expected one of {', '.join(known)}, got {name!r}")
     for name in args.names or [*BENCHMARKS, *LEARNING]:
         if name == "readme":
-            readme = ROOT / "README.md"
-            text = tables.fill(readme.read_text(encoding="utf-8"), tables.load())
-            readme.write_text(text, encoding="utf-8")
+            for page in tables.PAGES:
+                text = tables.fill(page.read_text(encoding="utf-8"), tables.load())
+                page.write_text(text, encoding="utf-8")
             continue
         if name in BENCHMARKS:
             benchmark, usual = BENCHMARKS[name]

@@ -1,4 +1,4 @@
-"""results.json, and the Markdown made from it, for the terminal and for README.md."""
+"""results.json, and the Markdown made from it, for the terminal and for the pages."""
 
 import json
 import re
@@ -8,6 +8,8 @@ from statistics import mean
 from tests.benchmarks.suite import FLOOR, HUGGING_FACE, TORCH
 
 RESULTS = Path(__file__).with_name("results.json")
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "minigpt/README.md", ROOT / "tests/benchmarks/README.md"]
 BLOCK = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- /benchmark -->)", re.S)
 
 
@@ -25,7 +27,30 @@ def save(name, result):
 
 def fill(text, results):
     """The text with what stands between each pair of markers made anew from the results."""
-    return BLOCK.sub(lambda m: f"{m[1]}{render(m[2], results[m[2]])}\n{m[3]}", text)
+
+    def made(match):
+        name = match[2]
+        inside = summary(results) if name == "summary" else render(name, results[name])
+        return f"{match[1]}{inside}\n{match[3]}"
+
+    return BLOCK.sub(made, text)
+
+
+def summary(results):
+    """The one ratio of each kind of work that README shows."""
+
+    def ratio(name, rung):
+        return results[name]["rows"][f"minigpt, {rung}"]["ratio"][0]
+
+    lines = [
+        ["a training step, GPT-2's form, 4 layers of 128", f"{ratio('gpt', 'workers'):.2f}"],
+        ["the same, 6 layers of 384", f"{ratio('large', 'workers'):.2f}"],
+        ["the same, one text of 1,024 characters", f"{ratio('long', 'pairs'):.2f}"],
+        ["a step of an LSTM; of a CNN", "{:.2f}; {:.2f}".format(
+            ratio("lstm", "workers"), ratio("cnn", "workers"))],
+        ["writing with the first model, one text", f"{1 / ratio('sampling', 'T 512'):.2f}"],
+    ]  # fmt: skip
+    return table(["time", "/ PyTorch's (of writing: Hugging Face's)"], *lines)
 
 
 def render(name, result):

@@ -1,0 +1,194 @@
+"""What a trained model sees: surprise by each letter, attention of each head, reasons of answers.
+
+`python sample.py RUN --explain TEXT` shows the first in the terminal's colours, and
+`python sample.py RUN --look [TEXT]` all of it as a page, look.html.
+"""
+
+import json
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from minigpt.engine.arrays import module_of, to_numpy
+from minigpt.engine.autograd import Tensor, no_grad, plain, raw
+from minigpt.engine.functional import softmax
+from minigpt.nn import attention as mixer
+from minigpt.training.scores import confusion, probabilities
+
+PAGE = Path(__file__).with_name("inside.html")
+RED = [None, 224, 217, 210, 203, 196]  # the terminal's colours, from no surprise to much
+EXAMPLES = 12  # of a classifier, shown with what the answers hang on
+
+
+def known_ids(application, words, option):
+    """The ids of the last of a text's tokens that fit into the context (T,); option: who asks."""
+    run = application.config.out
+    if not hasattr(application, "tokenizer"):
+        wanted = f"expected a model that writes, {run} classifies"
+        raise ValueError(f"{option}: {wanted}; use --look without a text")
+    most = application.config.block_size
+    ids = application.tokenizer.encode(application.known(words))
+    if len(ids) < 2:
+        need = f"expected a text of 2 tokens that the model knows, got {words!r}"
+        raise ValueError(f"{option}: {need}; name a longer one")
+    if len(ids) > most:
+        print(
+            f"sample.py: the text has {len(ids)} tokens, {run} sees the last {most}",
+            file=sys.stderr,
+        )
+    return ids[-most:]
+
+
+def read(model, ids):
+    """What the model says of a text.  ids (T,) -> p (T - 1, V), of each token after the first, and
+    the shares of every head of every layer (H, T, T); none without attention."""
+    with no_grad(), plain(), watched() as shares:
+        p = softmax(model(model.library.asarray(ids[None])))
+    return to_numpy(p.data[0, :-1]), shares
+
+
+@contextmanager
+def watched():
+    """A list to which every attention within the block adds the shares of its heads (H, T, T)."""
+    shares, original = [], mixer.attention
+
+    def watching(q, k, v, *options):
+        # The mean of unit vectors, weighted by the shares, is the shares themselves.
+        xp, T = module_of(raw(k)), k.shape[2]
+        unit = xp.broadcast_to(xp.eye(T, dtype=k.dtype), (*k.shape[:3], T))
+        shares.append(to_numpy(raw(original(q, k, unit, *options))[0]))
+        return original(q, k, v, *options)
+
+    mixer.attention = watching
+    try:
+        yield shares
+    finally:
+        mixer.attention = original
+
+
+def tokens(tokenizer, ids, p):
+    """Of each token: its text; how much it surprised, in nats; and the three that were likeliest,
+    with their probabilities. The first token, before which nothing stands, surprised nobody."""
+    found = [{"text": tokenizer.decode(ids[:1]), "surprise": None, "likely": []}]
+    for token, row in zip(ids[1:], p, strict=True):
+        best = np.argsort(-row, kind="stable")[:3]
+        likely = [[tokenizer.decode([i]), round(float(row[i]), 4)] for i in best]
+        surprise = float(-np.log(max(float(row[token]), 1e-30)))
+        found.append({"text": tokenizer.decode([token]), "surprise": surprise, "likely": likely})
+    return found
+
+
+def coloured(found):
+    """The text for a terminal: the redder a token, the more it surprised."""
+    parts = []
+    for token in found:
+        level = min(len(RED) - 1, int(token["surprise"] or 0))
+        text = token["text"]
+        parts.append(f"\x1b[30;48;5;{RED[level]}m{text}\x1b[0m" if RED[level] else text)
+    return "".join(parts)
+
+
+def listed(found):
+    """The same without colours: a line for each token."""
+    lines = []
+    for token in found:
+        likely = ", ".join(f"{text!r} {p:.0%}" for text, p in token["likely"])
+        surprise = "" if token["surprise"] is None else f"{token['surprise']:.2f}"
+        lines.append(f"{token['text']!r:>10} {surprise:>6}  {likely}")
+    return "\n".join(lines)
+
+
+def wants_colour(stream):
+    """Whether a stream is a terminal whose user has nothing against colours (no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR")
+
+
+def mean_surprise(found):
+    """In nats per character: what a token surprises is shared by its characters."""
+    length = sum(len(token["text"]) for token in found[1:])
+    return sum(token["surprise"] for token in found[1:]) / max(1, length)
+
+
+def explain(model, application, words, stream):
+    """A text in the colours of surprise, or as a list if `stream` shows no colours."""
+    ids = known_ids(application, words, "--explain")
+    found = tokens(application.tokenizer, ids, read(model, ids)[0])
+    shown = coloured(found) if wants_colour(stream) else listed(found)
+    return f"{shown}\nmean surprise {mean_surprise(found):.3f} nats per character"
+
+
+def look(model, application, words):
+    """The page of a text, or of a classifier, which sees no text -> HTML"""
+    if words or not hasattr(application, "examples_again"):
+        return of_text(model, application, known_ids(application, words, "--look"))
+    return of_classifier(model, application, application.examples_again())
+
+
+def of_text(model, application, ids):
+    """Surprise by each token, and the shares of every head of every layer."""
+    p, shares = read(model, ids)
+    found = tokens(application.tokenizer, ids, p)
+    # In thousandths, and of those positions alone that can be seen, so that the page stays small.
+    shares = [np.rint(1000 * layer).astype(int) for layer in shares]
+    heads = [
+        [[row[: i + 1].tolist() for i, row in enumerate(head)] for head in layer]
+        for layer in shares
+    ]
+    data = {"title": application.config.out, "tokens": found, "heads": heads}
+    data |= {
+        "mean": mean_surprise(found),
+        "uniform": float(np.log(application.tokenizer.vocab_size)),
+    }
+    return page(data)
+
+
+def of_classifier(model, application, examples):
+    """Who is taken for whom, and what some answers hang on.
+
+    Gradient times input says how the logit of the answer would fall, to first order, if a number of
+    the input were 0, the mean over the training part (Shrikumar et al. 2016, arXiv 1605.01713).
+    """
+    x, y = examples.test
+    p = probabilities(model, x)
+    wrong = np.flatnonzero(p.argmax(1) != y)
+    chosen = [*wrong[: EXAMPLES // 2], *np.setdiff1d(np.arange(len(y)), wrong)][:EXAMPLES]
+    columns = None
+    if examples.kind == "table":
+        names = [column["name"] for column in examples.encoder.columns]
+        columns = [*zip(names, examples.encoder.shape, strict=True)]
+    shown = [example(model, x[i], int(y[i]), columns) for i in chosen]
+    data = {"title": application.config.out, "classes": [str(c) for c in examples.classes]}
+    return page(data | {"confusion": confusion(p, y).tolist(), "examples": shown})
+
+
+def example(model, x, truth, columns):
+    """One example, the model's answer, and gradient times input.
+
+    columns: of a table, (name, how many numbers its cell becomes), which get one sum; else None.
+    """
+    leaf = Tensor(model.library.asarray(x[None]), requires_grad=True)
+    z = model(leaf)
+    answer = int(z.data[0].argmax())
+    z[0, answer].backward()
+    p, blame = softmax(z.data).data[0], to_numpy(leaf.grad[0]) * x
+    for w in model.named_parameters().values():
+        w.grad = None  # nothing is learned here
+    shown = {"truth": truth, "answer": answer, "p": float(p[answer]), "shape": list(x.shape)}
+    if columns:
+        ends = np.cumsum([width for _, width in columns])[:-1]
+        blame = np.array([part.sum() for part in np.split(blame, ends)])
+        return shown | {"names": [name for name, _ in columns], "blame": rounded(blame)}
+    return shown | {"x": rounded(x), "blame": rounded(blame)}
+
+
+def rounded(array):
+    return [float(f"{n:.3g}") for n in np.ravel(array)]
+
+
+def page(data):
+    """The page with the data in it; "</" is written so that no text can end the script."""
+    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    return PAGE.read_text("utf-8").replace("/*DATA*/ null", packed)

@@ -1,0 +1,346 @@
+"""Source that shows its own gradients: python -m minigpt.look [TEXT] writes look.html.
+
+The page holds the source of tiny.py, which has run once on the text at a small size. Each
+expression shows the array that it made, the gradient that came back to it, where that came from,
+and how far it is from its definition, the difference of two losses.
+
+How does it look over tiny.py's shoulder? Every primitive op ends in `ops.record`. While a `Spy` is
+entered, its own function stands in that place and notes who called. The engine is unchanged.
+"""
+
+import argparse
+import ast
+import io
+import itertools
+import json
+import sys
+import tokenize
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from minigpt import tiny
+from minigpt.engine import autograd, ops
+from minigpt.engine.autograd import Tensor, no_grad
+
+SIZE = {"T": 10, "C": 16, "H": 2, "L": 2}  # of tiny.py, for the page
+LEARNING, STEPS = 0.1, 30  # a little plain gradient descent, so that there is something to see
+NUDGE, CHECKED = 1e-4, 4  # how much an element is changed, and how many of each array are
+PAGE = Path(__file__).with_name("look.html")
+SOURCE = Path(tiny.__file__)
+
+
+class Spy:
+    """While it is entered, every op that tiny.py calls is noted.
+
+    values: one for each array that an op made, and for each weight at its first use: a dictionary
+    with its place in the source (line, start, end), its round, op, array, grad, and who used it.
+    A round is one time that a line ran, and `parent` the round of the line that had called it.
+    """
+
+    def __init__(self):
+        self.values, self.at = [], {}  # at: what made a tensor -> the number of its value
+        self.frames = {}  # of tiny.py -> the last instruction there, how often it went round
+        self.rounds, self.numbers = [], {}  # (frame, line, times) -> the number of its round
+
+    def __enter__(self):
+        self.original, ops.record = ops.record, self.record
+        return self
+
+    def __exit__(self, *_):
+        ops.record = self.original
+
+    def record(self, y, *inputs):
+        """In place of autograd.record: the same, with rules that also note the gradients."""
+        mine, sources = [], [self.source(x) for x, _ in inputs]
+
+        def watched(rule, source):
+            def note(*dys):
+                for value, dy in zip(mine, dys, strict=True):
+                    value["grad"] = dy
+                dx = rule(*dys)
+                if source is not None and dx is not None:
+                    shape = self.values[source]["array"].shape
+                    self.given(mine, source, np.abs(autograd._unbroadcast(dx, shape)).max())
+                return dx
+
+            note.__qualname__ = rule.__qualname__
+            return note
+
+        pairs = [(x, watched(rule, s)) for (x, rule), s in zip(inputs, sources, strict=True)]
+        result = self.original(y, *pairs)
+        outputs = result if isinstance(result, tuple) else (result,)
+        if outputs[0].node is None:
+            return result
+        place = self.place(sys._getframe(1))
+        for tensor in outputs:
+            value = place | {"op": tensor.node.name, "array": tensor.data, "leaf": None}
+            value |= {
+                "output": tensor.output,
+                "grad": None,
+                "name": None,
+            }
+            value |= {"uses": {s: 0.0 for s in sources if s is not None}}
+            mine.append(self.keep(tensor, value))
+        return result
+
+    def keep(self, tensor, value):
+        self.at[tensor.node or tensor, tensor.output] = len(self.values)
+        self.values.append(value)
+        return value
+
+    def given(self, mine, source, most):
+        for value in mine:
+            value["uses"][source] = max(float(most), value["uses"].get(source, 0.0))
+
+    def source(self, x):
+        """The number of the value that x is; a weight becomes one when it is first used."""
+        if not isinstance(x, Tensor) or not x.requires_grad:
+            return None
+        if (x.node or x, x.output) not in self.at:
+            self.weight(x)
+        return self.at[x.node or x, x.output]
+
+    def weight(self, x):
+        """Note a weight where tiny.py first names it, in the function that was called first."""
+        found, frame = None, sys._getframe(1)
+        while frame:
+            if frame.f_code.co_filename == tiny.__file__:
+                for name, local in frame.f_locals.items():
+                    found = (frame, name) if local is x else found
+            frame = frame.f_back
+        frame, name = found
+        line = SOURCE.read_text("utf-8").splitlines()[frame.f_lineno - 1]
+        start = max(0, line.find(name))
+        value = {"line": frame.f_lineno, "start": start, "end": start + len(name), "op": "weight"}
+        value |= {"array": x.data, "leaf": x, "output": 0, "grad": None, "name": name}
+        self.keep(x, value | {"uses": {}, "round": self.round(frame)})
+
+    def place(self, frame):
+        """Where in tiny.py this op was asked for: the expression, and which round of its line."""
+        while frame.f_code.co_filename != tiny.__file__:
+            frame = frame.f_back
+            if frame is None:  # called from outside, as the mean is
+                return {"line": 0, "start": 0, "end": 0, "round": self.round(None)}
+        positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
+        line, last, start, end = positions
+        if last != line:
+            end = len(SOURCE.read_text("utf-8").splitlines()[line - 1])
+        return {"line": line, "start": start, "end": end, "round": self.round(frame)}
+
+    def round(self, frame):
+        """The number of this time that the line of a frame runs."""
+        if frame is None:
+            key, parent = (None, 0, 0), None
+        else:
+            last, times = self.frames.get(frame, (0, 0))
+            times += frame.f_lasti < last  # a step back in the code: a loop goes round once more
+            self.frames[frame] = frame.f_lasti, times
+            key, outer = (frame, frame.f_lineno, times), frame.f_back
+            while outer and outer.f_code.co_filename != tiny.__file__:
+                outer = outer.f_back
+            parent = self.round(outer) if outer else None
+        if key not in self.numbers:
+            self.numbers[key] = len(self.rounds)
+            self.rounds.append({"line": key[1], "parent": parent})
+        return self.numbers[key]
+
+
+def name_results(values, tree):
+    """Give each array the name to which its line assigns it, as in x = ... and q, k, v = ..."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+            parts = target.elts if isinstance(target, ast.Tuple) else [target]
+            for output, part in enumerate(parts):
+                if isinstance(part, ast.Name):
+                    names[value.lineno, value.col_offset, value.end_col_offset, output] = part.id
+    for value in values:
+        key = value["line"], value["start"], value["end"], value["output"]
+        value["name"] = value["name"] or names.get(key)
+
+
+@contextmanager
+def small():
+    """tiny.py at the page's size."""
+    before = {name: getattr(tiny, name) for name in SIZE}
+    for name, size in SIZE.items():
+        setattr(tiny, name, size)
+    try:
+        yield
+    finally:
+        for name, size in before.items():
+            setattr(tiny, name, size)
+
+
+def nudged(loss, value, index, change):
+    """The loss if element `index` of a value were larger by `change`."""
+    if value["leaf"] is not None:
+        data = value["leaf"].data
+        before, data[index] = data[index], data[index] + change
+        result = loss().item()
+        data[index] = before
+        return result
+    original, count = ops.record, itertools.count()
+
+    def record(y, *inputs):
+        result = original(y, *inputs)
+        outputs = result if isinstance(result, tuple) else (result,)
+        if outputs[0].node is not None and next(count) == value["count"]:
+            tensor = outputs[value["output"]]
+            tensor.data = tensor.data.copy()  # it may be a view of another one's array
+            tensor.data[index] += change
+        return result
+
+    ops.record = record
+    try:
+        return loss().item()
+    finally:
+        ops.record = original
+
+
+def off(loss, value, rng):
+    """How far a gradient is from differences, at its steepest element and at others by chance.
+
+    The difference of four losses beside it, (8 (a - b) - (c - d)) / 12 h, is exact up to h^4.
+    """
+    grad, worst = value["grad"], 0.0
+    places = {int(np.abs(grad).argmax()), *rng.integers(grad.size, size=CHECKED - 1).tolist()}
+    for place in sorted(places):
+        index = np.unravel_index(place, grad.shape)
+        a, b, c, d = (nudged(loss, value, index, n * NUDGE) for n in (1, -1, 2, -2))
+        slope = (8 * (a - b) - (c - d)) / (12 * NUDGE)
+        worst = max(worst, abs(slope - float(grad[index])))
+    return worst, len(places)
+
+
+def learned(ids, V, size):
+    """Weights of tiny.py in float64, after a few steps on the text."""
+    weights, rng = tiny.parameters(V), np.random.default_rng(0)
+    for w in weights:
+        w.data = w.data.astype(np.float64)
+    for _ in range(STEPS):
+        places = rng.integers(len(ids) - size, size=(4, 1)) + np.arange(size + 1)
+        ops.mean(tiny.surprise(weights, ids[places])).backward()
+        for w in weights:
+            w.data -= LEARNING * w.grad
+            w.grad = None
+    return weights
+
+
+def look(text):
+    """All that the page shows of a text, as a dictionary of numbers and words."""
+    letters, ids = np.unique(list(text), return_inverse=True)
+    with small():
+        tiny.T = size = min(SIZE["T"] - (len(letters) == SIZE["T"]), len(ids) - 1)
+        weights = learned(ids, len(letters), size)
+        window = ids[None, : size + 1]
+
+        def loss():
+            return ops.mean(tiny.surprise(weights, window))
+
+        with Spy() as spy:
+            result = loss()
+            result.backward()
+        count = 0
+        for value in spy.values:
+            if value["leaf"] is not None:
+                value["grad"] = value["leaf"].grad
+            elif value["output"] == 0:
+                value["count"], count = count, count + 1
+            else:
+                value["count"] = count - 1
+        source = SOURCE.read_text("utf-8")
+        name_results(spy.values, ast.parse(source))
+        shown = expressions(spy, loss)
+        with no_grad():
+            z = tiny.gpt(weights, window[:, :-1]).data[0]
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    return {
+        "source": source.splitlines(),
+        "quiet": quiet(source),
+        "rounds": spy.rounds,
+        "values": shown,
+        "text": [str(letters[i]) for i in window[0]],
+        "letters": [str(c) for c in letters],
+        "p": numbers(p),
+        "loss": result.item(),
+        "T": size,
+    }
+
+
+def expressions(spy, loss):
+    """What the page shows of each expression: its last array, its gradient, who gave and who got.
+
+    Ops that are made of other ops, such as mean, are one expression.
+    """
+    last = {}
+    for number, v in enumerate(spy.values):
+        last[v["round"], v["start"], v["end"], v["output"], v["op"] == "weight"] = number
+    order = sorted(last.values())
+    place = {number: i for i, number in enumerate(order)}
+    home = [
+        last[v["round"], v["start"], v["end"], v["output"], v["op"] == "weight"] for v in spy.values
+    ]
+    shown, rng = [], np.random.default_rng(0)
+    for number in order:
+        v = spy.values[number]
+        if v["grad"] is None:
+            v["grad"] = np.zeros_like(v["array"])
+        worst, checked = off(loss, v, rng)
+        steps = [w["op"] for w, h in zip(spy.values, home, strict=True) if h == number]
+        entry = {key: v[key] for key in ("line", "start", "end", "round", "name")}
+        entry |= {"ops": steps, "shape": list(v["array"].shape), "off": worst, "checked": checked}
+        shown.append(
+            entry | {"v": numbers(v["array"]), "g": numbers(v["grad"]), "to": {}, "from": {}}
+        )
+    for user, v in enumerate(spy.values):
+        for used, most in v["uses"].items():
+            a, b = place[home[used]], place[home[user]]
+            if a != b:
+                shown[a]["from"][b] = max(most, shown[a]["from"].get(b, 0.0))
+                shown[b]["to"][a] = max(most, shown[b]["to"].get(a, 0.0))
+    return shown
+
+
+def numbers(array):
+    """Flat, three digits each; minus infinity, a hidden place, as null."""
+    return [float(f"{x:.3g}") if np.isfinite(x) else None for x in np.ravel(array)]
+
+
+def quiet(source):
+    """[line, start, end] of comments and docstrings, which the page shows paler."""
+    found = []
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT or token.string.startswith('"""'):
+            for line in range(token.start[0], token.end[0] + 1):
+                start = token.start[1] if line == token.start[0] else 0
+                found.append([line, start, token.end[1] if line == token.end[0] else 999])
+    return found
+
+
+def page(data):
+    """The page with the data in it; "</" is written so that no text can end the script."""
+    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    return PAGE.read_text("utf-8").replace("/*DATA*/ null", packed)
+
+
+def main(words=None):
+    parser = argparse.ArgumentParser("python -m minigpt.look", description=__doc__.split("\n")[0])
+    parser.add_argument("text", nargs="?", default="to be, or not to be", help="what it reads")
+    parser.add_argument("--out", default="look.html", help="the page (default look.html)")
+    args = parser.parse_args(words)
+    if len(args.text) < 3 or len(set(args.text)) < 2:
+        parser.error(f"text: expected 3 letters, 2 of them different, got {args.text!r}; add some")
+    data = look(args.text)
+    Path(args.out).write_text(page(data), encoding="utf-8")
+    worst = max(value["off"] for value in data["values"])
+    print(f"{args.out}: {len(data['values'])} arrays of {len(data['rounds'])} rounds of lines;")
+    print(f"gradients and differences are at most {worst:.0e} apart. Open it in a browser.")
+
+
+if __name__ == "__main__":
+    main()

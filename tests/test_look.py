@@ -1,0 +1,119 @@
+"""look.html: every gradient is the difference of losses, and a wrong one is seen where it is."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from minigpt import look, tiny
+from minigpt.engine import ops
+from minigpt.engine.autograd import raw, record
+
+TEXT = "to be, or not to be"
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.fixture(scope="module")
+def data():
+    return look.look(TEXT)
+
+
+def values(data, line_begins):
+    """The values of the line of tiny.py that begins with these words."""
+    found = [n for n, line in enumerate(data["source"], 1) if line.strip().startswith(line_begins)]
+    assert len(found) == 1
+    return [v for v in data["values"] if v["line"] == found[0]]
+
+
+def test_every_gradient_is_the_difference_of_losses_beside_it(data):
+    assert len(data["values"]) > 100
+    assert max(value["off"] for value in data["values"]) < 1e-9
+
+
+def wrong_tanh(x):
+    y = np.tanh(raw(x))
+    return ops.record(y, (x, lambda dy: dy * (1 - y)))  # it should be 1 - y y
+
+
+def test_a_wrong_derivative_is_seen_where_it_is(monkeypatch):
+    """In the last layer: its result is right, as nothing wrong comes after it; its input is not."""
+    monkeypatch.setattr(tiny, "tanh", wrong_tanh)
+    gelu = values(look.look(TEXT), "h = h * 0.5")
+    results = [v["off"] for v in gelu if "wrong_tanh" in v["ops"]]
+    inputs = [v["off"] for v in gelu if v["ops"] == ["multiply"] and code(v).startswith("h * (h")]
+    assert len(results) == len(inputs) == look.SIZE["L"]
+    assert results[-1] < 1e-9 and inputs[-1] > 1e-5
+
+
+def code(value):
+    return look.SOURCE.read_text("utf-8").splitlines()[value["line"] - 1][
+        value["start"] : value["end"]
+    ]
+
+
+def test_arrays_bear_the_names_that_their_lines_give_them(data):
+    assert [v["name"] for v in values(data, "q, k, v =") if v["ops"] == ["split"]] == 2 * [*"qkv"]
+    weights = {v["name"] for v in data["values"] if v["ops"] == ["weight"]}
+    assert {"letter", "place", "qkv", "down_b", "gain"} <= weights
+
+
+def test_a_line_in_the_loop_over_layers_has_a_round_for_each(data):
+    for line in ("q, k, v =", "h = h * 0.5"):
+        assert len({v["round"] for v in values(data, line)}) == look.SIZE["L"]
+    norms = {v["round"] for v in values(data, "x = x - mean(")}
+    assert len(norms) == 2 * look.SIZE["L"] + 1  # it is called so often
+
+
+def test_an_array_gives_blame_to_what_it_was_made_of(data):
+    places = {v["name"]: i for i, v in enumerate(data["values"]) if v["name"] in ("k", "v")}
+    share = max(i for i, v in enumerate(data["values"]) if v["name"] == "share")
+    product = next(v for v in data["values"] if share in v["to"])
+    assert places["v"] in product["to"]
+
+
+def test_the_shares_of_attention_add_up_to_one_and_nobody_sees_what_comes_later(data):
+    share = [v for v in data["values"] if v["name"] == "share"][-1]
+    p = np.array(share["v"]).reshape(share["shape"])
+    np.testing.assert_allclose(p.sum(-1), 1, atol=1e-2)
+    assert (np.triu(p, 1) == 0).all()
+
+
+def test_looking_leaves_the_engine_and_tiny_as_they_were(data):
+    assert ops.record is record
+    assert (tiny.T, tiny.C) == (64, 64)
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_no_text_can_break_out_of_it():
+    page = look.page(look.look("</script><b>&é"))
+    assert len(page.encode()) < 1e6
+    assert not re.findall(r"https?:|<link|src=", page)
+    inside = re.search(r"const D = (.*)", page)[1]
+    assert "</" not in inside and "".join(json.loads(inside)["text"]).startswith("</script")
+
+
+@pytest.mark.parametrize("words, says", [(["aa"], "expected 3 letters"), (["aaa"], "different")])
+def test_a_text_of_which_nothing_can_be_learned_is_refused(words, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        look.main(words)
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_the_shortest_text_can_be_looked_at(tmp_path, capsys):
+    look.main(["aab", "--out", str(tmp_path / "look.html")])
+    assert "arrays" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.slow
+def test_a_browser_shows_the_shares_of_attention_first(data, tmp_path):
+    file = tmp_path / "look.html"
+    file.write_text(look.page(data), encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    dom = subprocess.check_output([*command, file.as_uri()], stderr=subprocess.DEVNULL, text=True)
+    seen = html.unescape(re.sub(r"<[^>]+>", " ", dom))
+    assert re.search(r"Line \d+: share", seen)
+    assert "The gradient came from" in seen and "10, 10" in seen
