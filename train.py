@@ -19,6 +19,7 @@ import minigpt
 from minigpt.applications import application_class, options
 from minigpt.datasets import TOKENIZERS
 from minigpt.engine import device
+from minigpt.engine.arrays import to_numpy
 from minigpt.engine.autograd import plain
 from minigpt.messages import say
 from minigpt.nn import MODELS
@@ -35,14 +36,15 @@ def main(words=None):
     """Read the command line and train; a user's mistake ends in one line and exit code 2."""
     parser = command_line()
     given = vars(parser.parse_args(words))
-    resume, overwrite, dry = (given.pop(flag) for flag in ("resume", "overwrite", "dry_run"))
+    flags = "resume", "overwrite", "dry_run", "check_gradients"
+    resume, overwrite, dry, check = (given.pop(flag) for flag in flags)
     try:
         if dry:
             estimate(given)
         else:
-            kind, config, saved = options.configure(given, resume, overwrite)
+            kind, config, saved = options.configure(given, resume, overwrite or check)
             with plain() if config.plain else contextlib.nullcontext():
-                six_steps(kind, config, saved)
+                six_steps(kind, config, saved, check)
     except BrokenPipeError:
         raise  # see below
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
@@ -50,10 +52,11 @@ def main(words=None):
         parser.error(f"{error}{room}")
 
 
-def six_steps(kind, config, saved):
+def six_steps(kind, config, saved, check=False):
     """Train a model and let it do what it has learned.
 
-    kind: of data; config: all options; saved: the checkpoint of a run to resume, or None.
+    kind: of data; config: all options; saved: the checkpoint of a run to resume, or None; check:
+    compare the gradients with differences instead.
     """
     library, where = device.select(config.device)
     check_room(kind, config, library, saved)
@@ -77,6 +80,9 @@ def six_steps(kind, config, saved):
     application.first = first = mean_loss(model, x, y, 32) * application.scale
     uniform = application.uniform
     say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {uniform:.3f})")
+
+    if check:
+        return check_gradients(kind, model, x, y)
 
     # 4 train and 5 validate, in one process or in several that share each batch.
     about = application.about() | {"application": kind, "numpy": np.__version__}
@@ -104,6 +110,21 @@ def train_and_validate(ranks, config, model, application, rng, windows, about, s
             if ranks.rank == 0:
                 application.validate(loss)
         return trainer
+
+
+def check_gradients(kind, model, x, y):
+    """Compare the gradients on two texts or examples with differences; exit 1 if they differ."""
+    from minigpt.training import gradients
+
+    part = (slice(2), slice(32)) if kind == "text" else slice(2)  # a short context is enough
+    x, y = to_numpy(x[part]), to_numpy(y[part])
+    x = x.astype(np.float64) if x.dtype.kind == "f" else x
+    found = gradients.check(model.to(np, np.float64).eval(), x, y, np.random.default_rng(0))
+    lines, right = gradients.report(found)
+    for line in lines:
+        say("", line)
+    if not right:
+        sys.exit(1)
 
 
 def share(program, config, model, *rest):
@@ -157,6 +178,8 @@ def command_line():
         ("--resume", "continue the run in --out; --data, --steps (a new schedule), --patience, "
             "--device, --plain, --workers may change"),
         ("--overwrite", "replace the run in --out; other files stay"),
+        ("--check-gradients", "compare the gradient of every parameter with differences of losses, "
+            "and train nothing: for a model that you have changed"),
         ("--dry-run", "say what a model of text and its training would cost; nothing is read or "
             "built"),
     ):  # fmt: skip

@@ -59,6 +59,7 @@ training/scores.py       12  accuracy, AUC, sensitivity, exact match
 applications/answering.py    6  questions, translation and pairs
 applications/classifying.py  6  images, sounds and tables
 training/defaults.py      2  the options' defaults for every kind of data and model
+training/gradients.py     5  is the gradient right? train.py --check-gradients
 training/costs.py         5  memory, time, energy and CO2 of a training
 applications/options.py   8  from the command line to a run
 applications/plan.py     12  what a model would need, and what its training would cost: --dry-run

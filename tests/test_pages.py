@@ -1,11 +1,17 @@
 """The tour: its numbers are what Python answers, its code that of the files, its links exist."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pages
 import pytest
+
+from minigpt.datasets.text import load
 
 ROOT = Path(__file__).resolve().parents[1]
 TOUR = (ROOT / "minigpt/README.md").read_text(encoding="utf-8")
@@ -74,3 +80,49 @@ def test_every_test_that_the_tour_names_exists():
 def test_every_chapter_of_the_table_has_its_heading():
     table = re.findall(r"^\| \[(\d+)\]\(#", TOUR, re.M)
     assert table == [c.partition(".")[0] for c in CHAPTERS]
+
+
+EDITS = re.findall(r"^Change `(.*?)` to `(.*?)`\. It prints \*\*([\d.]+)\*\*", TOUR, re.M)
+UNCHANGED = "", "", re.search(r"Unchanged it prints \*\*([\d.]+)\*\*", TOUR)[1]
+
+
+def edited(old, new):
+    """tiny.py with 300 steps and one change."""
+    source = (ROOT / "minigpt/tiny.py").read_text(encoding="utf-8")
+    for before, after in (("3000", "300"), (old, new)):
+        assert source.count(before) == 1 or not before, before
+        source = source.replace(before, after) if before else source
+    return source
+
+
+def test_twelve_exercises_change_one_place_of_tiny():
+    assert len(EDITS) == 12
+    for old, new, _ in EDITS:
+        ast.parse(edited(old, new))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "old, new, expected",
+    [UNCHANGED, *np.random.default_rng(0).choice(EDITS, 3, replace=False).tolist()],
+)
+def test_an_exercise_prints_what_the_tour_says(old, new, expected, tmp_path):
+    prints(old, new, expected, tmp_path)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("old, new, expected", EDITS)
+def test_every_exercise_prints_what_the_tour_says(old, new, expected, tmp_path):
+    prints(old, new, expected, tmp_path)
+
+
+def prints(old, new, expected, folder):
+    """What is printed differs with the processor, and with the Python whose documentation it is."""
+    file = folder / "mine.py"
+    file.write_text(edited(old, new), encoding="utf-8")
+    (folder / "text.txt").write_text(load(["manual"], folder), encoding="utf-8")
+    command = [sys.executable, str(file), str(folder / "text.txt")]
+    said = subprocess.check_output(
+        command, cwd=ROOT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert float(re.search(r"([\d.]+) nats", said)[1]) == pytest.approx(float(expected), abs=0.1)

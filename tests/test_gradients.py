@@ -1,0 +1,83 @@
+"""train.py --check-gradients: a right model passes, and of a wrong one the parameter is named."""
+
+import re
+
+import numpy as np
+import pytest
+from test_cli import SMALL, folder, tree
+
+import train
+from minigpt.engine import fast_numpy
+from minigpt.nn.gpt import GPT2, GPTConfig
+from minigpt.training import gradients
+
+place = folder  # the fixture
+
+
+def tiny(form=GPT2):
+    rng = np.random.default_rng(0)
+    model = form(GPTConfig(7, 8, 2, 2, 8), rng).to(np, np.float64).eval()
+    ids = rng.integers(7, size=(2, 9))
+    return model, ids[:, :-1], ids[:, 1:], rng
+
+
+def test_a_right_model_agrees_and_keeps_its_weights():
+    model, x, y, rng = tiny()
+    before = {name: array.copy() for name, array in model.state_dict().items()}
+    found = gradients.check(model, x, y, rng)
+    assert [off for off, *_ in found] == sorted((off for off, *_ in found), reverse=True)
+    assert found[0][0] < 1e-8 and len(found) == len(before)
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    lines, right = gradients.report(found)
+    assert right and lines[0].startswith(f"all {len(found)} parameters agree")
+
+
+def test_a_wrong_rule_is_found_in_the_parameters_that_it_reaches(monkeypatch):
+    backward = fast_numpy.gelu_backward
+    monkeypatch.setattr(
+        fast_numpy, "gelu_backward", lambda dy, saved: (backward(dy, saved)[0] * 2,)
+    )
+    found = {name: off for off, name, _ in gradients.check(*tiny())}
+    assert found["blocks.1.mlp.up.weight"] > 0.1 and found["embedding.weight"] > 1e-3
+    assert found["blocks.1.mlp.down.weight"] < 1e-6  # it stands behind the rule
+
+
+def test_a_parameter_without_a_gradient_that_has_a_slope_is_wrong():
+    class Cut(GPT2):
+        def embed(self, ids, mask, state):
+            return super().embed(ids, mask, state).detach()
+
+    found = {name: off for off, name, _ in gradients.check(*tiny(Cut))}
+    assert found["position.weight"] > 1
+
+
+def test_the_command_says_that_all_is_right_and_touches_nothing(place, capsys):
+    words = ["--data", "text.txt", *SMALL, "--check-gradients"]
+    before = tree(place)
+    train.main(words)
+    assert re.search(r"all \d+ parameters agree; the worst, \S+, is", capsys.readouterr().out)
+    train.main([word for word in words if word != "--check-gradients"])
+    trained = tree(place)
+    train.main(words)  # a run that is there is no obstacle
+    assert tree(place) == trained != before
+
+
+def test_the_command_names_the_worst_parameter_and_ends_with_exit_code_1(
+    place, capsys, monkeypatch
+):
+    backward = fast_numpy.relu2_backward
+    wrong = lambda dy, saved: (backward(dy, saved)[0] * 1.1,)  # noqa: E731
+    monkeypatch.setattr(fast_numpy, "relu2_backward", wrong)
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--data", "text.txt", *SMALL, "--check-gradients"])
+    said = capsys.readouterr().out
+    assert stop.value.code == 1
+    assert re.search(r"\d+ of \d+ parameters are wrong:", said)
+    assert re.search(r"mlp\.up\.\w+ at \[[\d, ]+\]: off by \d+\.\d% of its largest slope", said)
+
+
+def test_it_cannot_be_combined_with_resuming(place, capsys):
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--check-gradients", "--resume"])
+    assert stop.value.code == 2 and "not allowed with" in capsys.readouterr().err
