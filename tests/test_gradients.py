@@ -26,7 +26,7 @@ def test_a_right_model_agrees_and_keeps_its_weights():
     before = {name: array.copy() for name, array in model.state_dict().items()}
     found = gradients.check(model, x, y, rng)
     assert [off for off, *_ in found] == sorted((off for off, *_ in found), reverse=True)
-    assert found[0][0] < 1e-8 and len(found) == len(before)
+    assert found[0][0] < 1e-6 and len(found) == len(before)
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
     lines, right = gradients.report(found)
