@@ -1,6 +1,7 @@
 """The pages of the book: README.md and the tour. Code that they quote is copied from its file.
 
-python -m tests.pages            copy the quoted code anew, after a change of the source
+python -m tests.pages            copy the quoted code anew, after a change of the source, and say
+                                 which Chinese chapters are older than the English ones
 
 A quotation is a block of code below one of these marks:
 
@@ -10,14 +11,17 @@ A quotation is a block of code below one of these marks:
 """
 
 import ast
+import hashlib
 import re
 import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minigpt"
-PAGES = [ROOT / "README.md", PACKAGE / "README.md"]
-QUOTE = re.compile(r"(<!-- (file|code|lines): (\S+) ?(.*?) -->\n```python\n).*?(```)", re.S)
+TOUR, CHINESE = PACKAGE / "README.md", PACKAGE / "README_zh.md"
+PAGES = [ROOT / "README.md", TOUR, CHINESE]
+MARK = r"<!-- (file|code|lines): (\S+)(?: ([^\n]*))? -->\n"
+QUOTE = re.compile(rf"({MARK}```python\n).*?(```)", re.S)
 
 
 def quoted(kind, file, what):
@@ -52,9 +56,29 @@ def fill(text):
     return QUOTE.sub(lambda m: m[1] + quoted(m[2], m[3], m[4]) + m[5], text)
 
 
+def chapters(text):
+    """The chapters of the tour, from "## 0. ..." on; without what stands between two of them."""
+    found = re.split(r"^(?=## \d+\. )", text, flags=re.M)[1:]
+    return [re.split(r"^---$", chapter, flags=re.M)[0].strip() for chapter in found]
+
+
+def fingerprint(chapter):
+    """What a Chinese chapter names, so that it shows which English one it says."""
+    return hashlib.sha256(chapter.encode()).hexdigest()[:12]
+
+
+def stale():
+    """The numbers of the Chinese chapters whose English ones have changed since."""
+    english = chapters(TOUR.read_text(encoding="utf-8"))
+    marks = re.findall(r"<!-- of: (\d+) (\w+) -->", CHINESE.read_text(encoding="utf-8"))
+    return [int(n) for n, mark in marks if fingerprint(english[int(n)]) != mark]
+
+
 def main():
     for page in PAGES:
         page.write_text(fill(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for number in stale():
+        print(f"{CHINESE.name}: chapter {number} is older than the English one")
 
 
 if __name__ == "__main__":

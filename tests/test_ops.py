@@ -8,6 +8,7 @@ from gradcheck import draw, gradcheck, run
 
 from minigpt.engine import ops
 from minigpt.engine.autograd import Tensor
+from minigpt.engine.functional import linear
 
 
 def positive(*shape, seed=0):
@@ -201,6 +202,20 @@ def test_operator_with_anything_on_its_left_gives_a_tensor(op, left):
     y = BINARY[op](left, Tensor(right, requires_grad=True))
     assert type(y) is Tensor and y.requires_grad
     np.testing.assert_allclose(y.data, BINARY[op](left, right), rtol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "act, says",
+    [
+        (lambda x: x + np.ones(2), r"add: shapes \(4, 3\) and \(2,\) do not fit"),
+        (lambda x: np.ones(2) * x, r"multiply: shapes \(2,\) and \(4, 3\) do not fit"),
+        (lambda x: x @ np.ones((4, 3)), r"matmul: shapes \(4, 3\) and \(4, 3\) do not fit"),
+        (lambda x: linear(x, np.ones((4, 2)), None), r"linear of shapes \(4, 3\), \(4, 2\): "),
+    ],
+)
+def test_an_error_about_shapes_names_the_operation_and_the_shapes(act, says):
+    with pytest.raises(ValueError, match=says):
+        act(Tensor(np.ones((4, 3)), True))
 
 
 def test_only_equal_shapes_can_be_stacked():

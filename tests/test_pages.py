@@ -16,12 +16,13 @@ from minigpt.datasets.text import load
 ROOT = Path(__file__).resolve().parents[1]
 TOUR = (ROOT / "minigpt/README.md").read_text(encoding="utf-8")
 CHAPTERS = re.split(r"^## (?=\d+\. )", TOUR, flags=re.M)[1:]
-BLOCK = re.compile(r"(<!-- (?:file|code|lines): .*? -->\n)?```python\n(.*?)```", re.S)
+FENCED = re.compile(rf"^(?:{pages.MARK})?```\w*\n.*?^```", re.S | re.M)
+BLOCK = re.compile(rf"(?:({pages.MARK}))?```python\n(.*?)```", re.S)
 
 
 def examples(chapter):
     """The blocks of a chapter that are typed into Python; quotations are not."""
-    return [code for quotation, code in BLOCK.findall(chapter) if not quotation]
+    return [match[5] for match in BLOCK.finditer(chapter) if not match[1]]
 
 
 def squeezed(text):
@@ -51,17 +52,23 @@ def test_python_answers_what_a_chapter_says(chapter):
             assert answer == expected, line
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda p: p.parent.name)
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_quoted_code_is_that_of_its_file(page):
     text = page.read_text(encoding="utf-8")
     assert pages.fill(text) == text, "run python -m tests.pages"
 
 
-@pytest.mark.parametrize("page", pages.PAGES, ids=lambda p: p.parent.name)
+def test_the_first_chapters_quote_what_they_say_they_do():
+    assert CHAPTERS[1].count("def gpt(weights, ids):") == 1
+    assert CHAPTERS[2].count("def multiply(a, b):") == 1
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_links_lead_somewhere(page):
     text = page.read_text(encoding="utf-8")
     headings = re.findall(r"^#+ (.*)$", text, re.M)
     anchors = {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
+    anchors |= set(re.findall(r'<a id="(.*?)"></a>', text))
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         file, _, anchor = target.partition("#")
         if not file:
@@ -80,6 +87,30 @@ def test_every_test_that_the_tour_names_exists():
 def test_every_chapter_of_the_table_has_its_heading():
     table = re.findall(r"^\| \[(\d+)\]\(#", TOUR, re.M)
     assert table == [c.partition(".")[0] for c in CHAPTERS]
+
+
+CHINESE = pages.chapters(pages.CHINESE.read_text(encoding="utf-8"))
+ENGLISH = pages.chapters(TOUR)[: len(CHINESE)]
+
+
+def facts(chapter):
+    """What does not depend on the language: blocks of code and formulas, pictures, tests."""
+    blocks = [match[0] for match in FENCED.finditer(chapter)]
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", chapter)
+    return blocks, pictures, sorted(re.findall(r"`tests/[^`]+`", chapter))
+
+
+@pytest.mark.parametrize("number", range(len(CHINESE)))
+def test_a_chinese_chapter_has_the_code_formulas_pictures_and_tests_of_the_english_one(number):
+    chinese, english = facts(CHINESE[number]), facts(ENGLISH[number])
+    assert chinese[0] and chinese == english
+
+
+def test_chinese_chapters_have_the_anchors_of_the_english_ones_and_name_them():
+    text = pages.CHINESE.read_text(encoding="utf-8")
+    anchors = re.findall(r'<a id="(.*?)"></a>\n<!-- of: (\d+) \w+ -->', text)
+    expected = re.findall(r"^\| \[(\d+)\]\(#(.*?)\)", TOUR, re.M)
+    assert [(n, a) for a, n in anchors] == expected[: len(CHINESE)]
 
 
 EDITS = re.findall(r"^Change `(.*?)` to `(.*?)`\. It prints \*\*([\d.]+)\*\*", TOUR, re.M)

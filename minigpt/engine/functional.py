@@ -52,7 +52,11 @@ def fused(definition):
         forward = fast(forward_name, arrays[0])
         if forward is None:
             return definition(*args)
-        y, saved = forward(*arrays)
+        try:
+            y, saved = forward(*arrays)
+        except ValueError as error:
+            shapes = ", ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
+            raise ValueError(f"{name} of shapes {shapes}: {error}") from None
         if mode.bare:
             return y
         backward = fast(backward_name, arrays[0])

@@ -6,7 +6,7 @@ back to its input's shape. The last lines of this file give Tensor its operators
 """
 
 import math
-from functools import partial
+from functools import partial, wraps
 from itertools import pairwise
 
 from minigpt.engine.arrays import module_of
@@ -266,8 +266,23 @@ def getitem(x, index):
     return record(x.data[index], (x, rule))
 
 
+def _operator(op):
+    """The op, but if the shapes of its operands do not fit, the error names it and both."""
+
+    @wraps(op)
+    def call(a, b):
+        try:
+            return op(a, b)
+        except ValueError as error:
+            shapes = f"{getattr(a, 'shape', ())} and {getattr(b, 'shape', ())}"
+            raise ValueError(f"{op.__name__}: shapes {shapes} do not fit; {error}") from None
+
+    return call
+
+
 _names = "add sub mul truediv pow matmul".split()
 for _name, _op in zip(_names, (add, subtract, multiply, divide, power, matmul), strict=True):
+    _op = _operator(_op)
     setattr(Tensor, f"__{_name}__", _op)
     setattr(Tensor, f"__r{_name}__", lambda b, a, op=_op: op(a, b))
 for _op in (exp, log, tanh, sqrt, clip, sum, mean, max, reshape, transpose, split):
