@@ -119,7 +119,9 @@ def check_gradients(kind, model, x, y):
     part = (slice(2), slice(32)) if kind == "text" else slice(2)  # a short context is enough
     x, y = to_numpy(x[part]), to_numpy(y[part])
     x = x.astype(np.float64) if x.dtype.kind == "f" else x
-    found = gradients.check(model.to(np, np.float64).eval(), x, y, np.random.default_rng(0))
+    model, rng = model.to(np, np.float64).eval(), np.random.default_rng(0)
+    gradients.shake(model, rng)
+    found = gradients.check(model, x, y, rng)
     lines, right = gradients.report(found)
     for line in lines:
         say("", line)

@@ -10,7 +10,7 @@ import math
 from html import escape
 
 INK, PALE, LINE = "#1f2328", "#59636e", "#d1d9e0"  # text, lesser text, thin lines
-BLUE, RED, GREEN, GREY = "#0969da", "#bc4c00", "#1a7f37", "#8c959f"
+BLUE, RED, GREEN, GREY = "#0969da", "#bc4c00", "#1a7f37", "#6e7781"
 
 
 class Picture:
@@ -48,8 +48,8 @@ class Picture:
 
 
 def short(value):
-    """A number with at most one decimal, so that pictures stay small; words as they are."""
-    return f"{value:.1f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+    """A number with at most two decimals, so that pictures stay small; words as they are."""
+    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 
 class Axes:
@@ -124,7 +124,9 @@ def curve(rows, bars, samples, title):
     for place, (time, words) in enumerate(samples):
         y = bottom + 62 + 22 * place
         picture.text(48, y, time, PALE, "end")
-        picture.text(56, y, words, font_family="ui-monospace, monospace", font_size=12)
+        wide = sum(2 if ord(c) > 0x2E80 else 1 for c in words)  # Chinese letters are square
+        size = min(12, 1150 / max(1, wide))
+        picture.text(56, y, words, font_family="ui-monospace, monospace", font_size=size)
     return str(picture)
 
 
@@ -136,14 +138,20 @@ def leave(out, first, bars, samples, about):
     """
     with open(out / "log.csv") as file:
         log = [[float(n) for n in row.values()] for row in csv.DictReader(file)]
-    rows = [(0.0, first, first)]
-    rows += [(seconds, training, validation) for _, training, validation, _, seconds in log]
+    rows, resumed, before = [(0.0, first, first)], 0.0, 0.0
+    for _, training, validation, _, seconds in log:
+        if seconds < before:  # a run of --steps that was resumed counts from 0 again
+            resumed += before
+        before = seconds
+        rows.append((resumed + seconds, training, validation))
     file, written = out / "samples.txt", []
     if samples:
         with open(file, "w" if len(log) == 1 else "a", encoding="utf-8") as lines:
             for step, seconds, text in samples:
                 lines.write(f"step {step}\t{seconds:.0f} s\t{text}\n")
-        written = [line.split("\t")[1:] for line in file.read_text("utf-8").splitlines()]
+        # Not splitlines(): a sample may hold other characters that end a line.
+        lines = file.read_text("utf-8").removesuffix("\n").split("\n")
+        written = [line.split("\t")[1:] for line in lines]
     n = len(written)
     few = [written[i] for i in sorted({0, n // 8, n // 2, n - 1}) if written]
     picture = curve(rows, bars, few, f"{about}: loss against seconds")

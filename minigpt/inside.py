@@ -12,34 +12,46 @@ from pathlib import Path
 
 import numpy as np
 
+from minigpt.datasets.tasks import asked
 from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import Tensor, no_grad, plain, raw
 from minigpt.engine.functional import softmax
+from minigpt.generate import stream
 from minigpt.nn import attention as mixer
 from minigpt.training.scores import confusion, probabilities
 
 PAGE = Path(__file__).with_name("inside.html")
 RED = [None, 224, 217, 210, 203, 196]  # the terminal's colours, from no surprise to much
+NUMBERS, ANSWER = 2_000_000, 40  # shares on a page at most; tokens of an answer at most
 EXAMPLES = 12  # of a classifier, shown with what the answers hang on
 
 
-def known_ids(application, words, option):
-    """The ids of the last of a text's tokens that fit into the context (T,); option: who asks."""
-    run = application.config.out
-    if not hasattr(application, "tokenizer"):
+def known_ids(model, application, words, option):
+    """The ids of a text (T,), and how many of them only ask; option: who wants to know.
+
+    Of a model that answers, the words are a question, and the text goes on with its answer. Too
+    long a text loses its beginning: the context is limited, and so is what a page can hold.
+    """
+    run, tokenizer = application.config.out, getattr(application, "tokenizer", None)
+    if tokenizer is None:
         wanted = f"expected a model that writes, {run} classifies"
         raise ValueError(f"{option}: {wanted}; use --look without a text")
-    most = application.config.block_size
-    ids = application.tokenizer.encode(application.known(words))
+    text, asks = application.known(words), 0
+    if application.answers and text.strip():
+        asks = len(tokenizer.encode(asked(text)))
+        rng = np.random.default_rng(0)
+        text = asked(text)
+        text += "".join(stream(model, tokenizer, text, ANSWER, rng, stop="\n", temperature=0))
+    ids = tokenizer.encode(text)
     if len(ids) < 2:
         need = f"expected a text of 2 tokens that the model knows, got {words!r}"
         raise ValueError(f"{option}: {need}; name a longer one")
+    config = application.config
+    most = min(config.block_size, int((NUMBERS / (config.n_layer * config.n_head)) ** 0.5))
     if len(ids) > most:
-        print(
-            f"sample.py: the text has {len(ids)} tokens, {run} sees the last {most}",
-            file=sys.stderr,
-        )
-    return ids[-most:]
+        left = f"the text has {len(ids)} tokens; of {run} the last {most} are shown"
+        print(f"sample.py: {left}", file=sys.stderr)
+    return ids[-most:], max(1, asks - max(0, len(ids) - most))
 
 
 def read(model, ids):
@@ -69,15 +81,19 @@ def watched():
         mixer.attention = original
 
 
-def tokens(tokenizer, ids, p):
+def tokens(tokenizer, ids, asks, p):
     """Of each token: its text; how much it surprised, in nats; and the three that were likeliest,
-    with their probabilities. The first token, before which nothing stands, surprised nobody."""
-    found = [{"text": tokenizer.decode(ids[:1]), "surprise": None, "likely": []}]
-    for token, row in zip(ids[1:], p, strict=True):
-        best = np.argsort(-row, kind="stable")[:3]
-        likely = [[tokenizer.decode([i]), round(float(row[i]), 4)] for i in best]
-        surprise = float(-np.log(max(float(row[token]), 1e-30)))
-        found.append({"text": tokenizer.decode([token]), "surprise": surprise, "likely": likely})
+    with their probabilities. The first token, before which nothing stands, and those of a question
+    surprised nobody. The text of a character of several tokens stands at its last one."""
+    decode, found = tokenizer.decoder(), []
+    for place, token in enumerate(ids):
+        entry = {"text": decode([token]), "surprise": None, "likely": []}
+        if place >= asks:
+            row = p[place - 1]
+            best = np.argsort(-row, kind="stable")[:3]
+            entry["likely"] = [[tokenizer.decode([i]), round(float(row[i]), 4)] for i in best]
+            entry["surprise"] = float(-np.log(max(float(row[token]), 1e-30)))
+        found.append(entry)
     return found
 
 
@@ -108,41 +124,38 @@ def wants_colour(stream):
 
 def mean_surprise(found):
     """In nats per character: what a token surprises is shared by its characters."""
-    length = sum(len(token["text"]) for token in found[1:])
-    return sum(token["surprise"] for token in found[1:]) / max(1, length)
+    told = [token for token in found if token["surprise"] is not None]
+    return sum(t["surprise"] for t in told) / max(1, sum(len(t["text"]) for t in told))
 
 
-def explain(model, application, words, stream):
-    """A text in the colours of surprise, or as a list if `stream` shows no colours."""
-    ids = known_ids(application, words, "--explain")
-    found = tokens(application.tokenizer, ids, read(model, ids)[0])
-    shown = coloured(found) if wants_colour(stream) else listed(found)
+def explain(model, application, words, output):
+    """A text in the colours of surprise, or as a list if `output` shows no colours."""
+    ids, asks = known_ids(model, application, words, "--explain")
+    found = tokens(application.tokenizer, ids, asks, read(model, ids)[0])
+    shown = coloured(found) if wants_colour(output) else listed(found)
     return f"{shown}\nmean surprise {mean_surprise(found):.3f} nats per character"
 
 
 def look(model, application, words):
     """The page of a text, or of a classifier, which sees no text -> HTML"""
     if words or not hasattr(application, "examples_again"):
-        return of_text(model, application, known_ids(application, words, "--look"))
+        return of_text(model, application, *known_ids(model, application, words, "--look"))
     return of_classifier(model, application, application.examples_again())
 
 
-def of_text(model, application, ids):
+def of_text(model, application, ids, asks):
     """Surprise by each token, and the shares of every head of every layer."""
-    p, shares = read(model, ids)
-    found = tokens(application.tokenizer, ids, p)
-    # In thousandths, and of those positions alone that can be seen, so that the page stays small.
-    shares = [np.rint(1000 * layer).astype(int) for layer in shares]
-    heads = [
-        [[row[: i + 1].tolist() for i, row in enumerate(head)] for head in layer]
-        for layer in shares
-    ]
-    data = {"title": application.config.out, "tokens": found, "heads": heads}
-    data |= {
-        "mean": mean_surprise(found),
-        "uniform": float(np.log(application.tokenizer.vocab_size)),
-    }
-    return page(data)
+    tokenizer, (p, shares) = application.tokenizer, read(model, ids)
+    found = tokens(tokenizer, ids, asks, p)
+    data = {"title": application.config.out, "tokens": found, "mean": mean_surprise(found)}
+    data |= {"uniform": float(np.log(tokenizer.vocab_size))}
+    return page(data | {"heads": [[rows_of(head) for head in layer] for layer in shares]})
+
+
+def rows_of(head):
+    """The shares of a head (T, T) in thousandths, of those positions alone that can be seen."""
+    whole = np.rint(1000 * head).astype(int)
+    return [row[: place + 1].tolist() for place, row in enumerate(whole)]
 
 
 def of_classifier(model, application, examples):
@@ -189,6 +202,6 @@ def rounded(array):
 
 
 def page(data):
-    """The page with the data in it; "</" is written so that no text can end the script."""
-    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    """The page with the data in it; "<" is written so that no text can end the script."""
+    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return PAGE.read_text("utf-8").replace("/*DATA*/ null", packed)

@@ -24,7 +24,8 @@ from minigpt import tiny
 from minigpt.engine import autograd, ops
 from minigpt.engine.autograd import Tensor, no_grad
 
-SIZE = {"T": 10, "C": 16, "H": 2, "L": 2}  # of tiny.py, for the page
+T, H, L, WIDTHS = 10, 2, 2, (16, 12, 20, 24, 28)  # sizes of tiny.py, for the page; WIDTHS: of C
+READ = 60  # characters of the text at most, so that the page stays small
 LEARNING, STEPS = 0.1, 30  # a little plain gradient descent, so that there is something to see
 NUDGE, CHECKED = 1e-4, 4  # how much an element is changed, and how many of each array are
 PAGE = Path(__file__).with_name("look.html")
@@ -162,11 +163,22 @@ def name_results(values, tree):
         value["name"] = value["name"] or names.get(key)
 
 
+def sizes(length, V):
+    """The sizes of tiny.py for a text of V different letters. Those of letters, places and channels
+    differ, because the page tells by its size what an axis means."""
+    places = min(T, length - 1)
+    places -= places == V
+    for C in WIDTHS:
+        if not {places, V} & {C // H, C, 3 * C, 4 * C}:
+            return {"T": places, "C": C, "H": H, "L": L}
+    raise AssertionError("one of the widths is free, as two sizes forbid two of them each at most")
+
+
 @contextmanager
-def small():
+def small(sizes):
     """tiny.py at the page's size."""
-    before = {name: getattr(tiny, name) for name in SIZE}
-    for name, size in SIZE.items():
+    before = {name: getattr(tiny, name) for name in sizes}
+    for name, size in sizes.items():
         setattr(tiny, name, size)
     try:
         yield
@@ -212,7 +224,8 @@ def off(loss, value, rng):
         index = np.unravel_index(place, grad.shape)
         a, b, c, d = (nudged(loss, value, index, n * NUDGE) for n in (1, -1, 2, -2))
         slope = (8 * (a - b) - (c - d)) / (12 * NUDGE)
-        worst = max(worst, abs(slope - float(grad[index])))
+        apart = abs(slope - float(grad[index]))
+        worst = max(worst, apart if np.isfinite(apart) else np.inf)
     return worst, len(places)
 
 
@@ -232,9 +245,9 @@ def learned(ids, V, size):
 
 def look(text):
     """All that the page shows of a text, as a dictionary of numbers and words."""
-    letters, ids = np.unique(list(text), return_inverse=True)
-    with small():
-        tiny.T = size = min(SIZE["T"] - (len(letters) == SIZE["T"]), len(ids) - 1)
+    letters, ids = np.unique(list(text[:READ]), return_inverse=True)
+    with small(sizes(len(ids), len(letters))):
+        size = tiny.T
         weights = learned(ids, len(letters), size)
         window = ids[None, : size + 1]
 
@@ -323,8 +336,8 @@ def quiet(source):
 
 
 def page(data):
-    """The page with the data in it; "</" is written so that no text can end the script."""
-    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
+    """The page with the data in it; "<" is written so that no text can end the script."""
+    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
     return PAGE.read_text("utf-8").replace("/*DATA*/ null", packed)
 
 

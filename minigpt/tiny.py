@@ -1,6 +1,6 @@
-"""A whole GPT in one look. It reads a text, learns what comes next, and goes on writing.
+"""A whole GPT in one look: it reads a text, learns what comes next, and goes on writing.
 
-python -m minigpt.tiny FILE     GPT-2's form. Only Tensor, an array with a past, is imported."""
+python -m minigpt.tiny FILE      It has GPT-2's form, written with Tensor and its operations."""
 
 import sys
 
@@ -10,12 +10,11 @@ from threadpoolctl import threadpool_limits
 from minigpt.engine.autograd import Tensor, no_grad
 from minigpt.engine.ops import exp, log, mean, split, sqrt, tanh
 
-T, C, H, L, B = 64, 64, 2, 2, 8  # letters in view, numbers for each, heads, layers, texts a step
+T, C, H, L, B = 64, 64, 2, 2, 8  # T letters in view, C numbers each, H heads, L layers, B texts
 rng, STEPS, RATE = np.random.default_rng(1337), 3000, 8e-3  # how many steps, how far at most
 
 
-def parameters(V):
-    """All that is learned: vectors of V letters and T places, then L layers, at first random."""
+def parameters(V):  # all that is learned: vectors of V letters and T places, then L layers
     arrays = [rng.normal(0, 0.2, (V, C)), rng.normal(0, 0.2, (T, C))]
     for wide, inner in L * [(3 * C, C), (4 * C, 4 * C)]:  # attention, MLP: norm, in, and out
         arrays += [np.ones(C), np.zeros(C), rng.normal(0, 0.1, (C, wide)), np.zeros(wide)]
@@ -56,7 +55,8 @@ def surprise(weights, text):
 
 if __name__ == "__main__":
     threadpool_limits(1)  # arrays are small: a second core would wait more than it works
-    letters, ids = np.unique(list(open(sys.argv[1], encoding="utf-8").read()), return_inverse=True)
+    file = sys.argv[1] if sys.argv[1:] else sys.exit(__doc__)
+    letters, ids = np.unique(list(open(file, encoding="utf-8").read()), return_inverse=True)
     text, test = np.split(ids, [len(ids) * 9 // 10])  # the last tenth is never learned
     weights = parameters(len(letters))
     moments = [np.zeros((2, *w.shape), np.float32) for w in weights]

@@ -1,6 +1,7 @@
 """train.py --check-gradients: a right model passes, and of a wrong one the parameter is named."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ def test_a_right_model_agrees_and_keeps_its_weights():
     before = {name: array.copy() for name, array in model.state_dict().items()}
     found = gradients.check(model, x, y, rng)
     assert [off for off, *_ in found] == sorted((off for off, *_ in found), reverse=True)
-    assert found[0][0] < 1e-6 and len(found) == len(before)
+    # The differences are right to about 1e-9, and some parameters have slopes of 1e-4 at most.
+    assert found[0][0] < 1e-5 and len(found) == len(before)
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
     lines, right = gradients.report(found)
@@ -73,8 +75,30 @@ def test_the_command_names_the_worst_parameter_and_ends_with_exit_code_1(
         train.main(["--data", "text.txt", *SMALL, "--check-gradients"])
     said = capsys.readouterr().out
     assert stop.value.code == 1
-    assert re.search(r"\d+ of \d+ parameters are wrong:", said)
+    assert re.search(r"\d+ of \d+ parameters are wrong; the worst:", said)
     assert re.search(r"mlp\.up\.\w+ at \[[\d, ]+\]: off by \d+\.\d% of its largest slope", said)
+
+
+def test_a_gradient_that_is_no_number_is_the_worst_of_all(monkeypatch):
+    backward = fast_numpy.gelu_backward
+    monkeypatch.setattr(
+        fast_numpy, "gelu_backward", lambda dy, saved: (backward(dy, saved)[0] * np.nan,)
+    )
+    found = gradients.check(*tiny())
+    assert found[0][0] == np.inf
+    lines, right = gradients.report(found)
+    assert not right and "off by inf%" in lines[1]
+
+
+@pytest.mark.parametrize(
+    "words", ["--data digits --model conv", "--data credit --model conv", "--data credit",
+              "--data text.txt --model rnn --n-embd 16", "--data sounds --n-embd 16 --n-layer 1"],
+)  # fmt: skip
+@pytest.mark.slow
+def test_models_of_all_kinds_are_right(words, place, capsys, monkeypatch):
+    monkeypatch.setattr(train, "CACHE", Path(train.__file__).parent / "data")
+    train.main([*words.split(), "--check-gradients"])
+    assert "parameters agree" in capsys.readouterr().out
 
 
 def test_it_cannot_be_combined_with_resuming(place, capsys):

@@ -45,7 +45,7 @@ def test_a_wrong_derivative_is_seen_where_it_is(monkeypatch):
     gelu = values(look.look(TEXT), "h = h * 0.5")
     results = [v["off"] for v in gelu if "wrong_tanh" in v["ops"]]
     inputs = [v["off"] for v in gelu if v["ops"] == ["multiply"] and code(v).startswith("h * (h")]
-    assert len(results) == len(inputs) == look.SIZE["L"]
+    assert len(results) == len(inputs) == look.L
     assert results[-1] < 1e-9 and inputs[-1] > 1e-5
 
 
@@ -63,9 +63,9 @@ def test_arrays_bear_the_names_that_their_lines_give_them(data):
 
 def test_a_line_in_the_loop_over_layers_has_a_round_for_each(data):
     for line in ("q, k, v =", "h = h * 0.5"):
-        assert len({v["round"] for v in values(data, line)}) == look.SIZE["L"]
+        assert len({v["round"] for v in values(data, line)}) == look.L
     norms = {v["round"] for v in values(data, "x = x - mean(")}
-    assert len(norms) == 2 * look.SIZE["L"] + 1  # it is called so often
+    assert len(norms) == 2 * look.L + 1  # it is called so often
 
 
 def test_an_array_gives_blame_to_what_it_was_made_of(data):
@@ -82,9 +82,22 @@ def test_the_shares_of_attention_add_up_to_one_and_nobody_sees_what_comes_later(
     assert (np.triu(p, 1) == 0).all()
 
 
+def test_no_two_meanings_of_an_axis_have_the_same_size():
+    for length in range(3, 30):
+        for V in range(2, length + 1):
+            n = look.sizes(length, V)
+            widths = {n["C"] // n["H"], n["C"], 3 * n["C"], 4 * n["C"]}
+            assert 1 <= n["T"] < length and len({n["T"], V} - widths) == 2
+
+
 def test_looking_leaves_the_engine_and_tiny_as_they_were(data):
     assert ops.record is record
-    assert (tiny.T, tiny.C) == (64, 64)
+    assert (tiny.T, tiny.C, tiny.H, tiny.L) == (64, 64, 2, 2)
+
+
+def test_a_long_text_of_many_letters_gives_a_small_page():
+    text = "".join(chr(0x4E00 + i) for i in range(300))
+    assert len(look.page(look.look(text)).encode()) < 1e6
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_no_text_can_break_out_of_it():
@@ -92,7 +105,7 @@ def test_the_page_needs_nothing_from_elsewhere_and_no_text_can_break_out_of_it()
     assert len(page.encode()) < 1e6
     assert not re.findall(r"https?:|<link|src=", page)
     inside = re.search(r"const D = (.*)", page)[1]
-    assert "</" not in inside and "".join(json.loads(inside)["text"]).startswith("</script")
+    assert "<" not in inside and "".join(json.loads(inside)["text"]).startswith("</script")
 
 
 @pytest.mark.parametrize("words, says", [(["aa"], "expected 3 letters"), (["aaa"], "different")])
@@ -107,13 +120,37 @@ def test_the_shortest_text_can_be_looked_at(tmp_path, capsys):
     assert "arrays" in capsys.readouterr().out
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
-@pytest.mark.slow
-def test_a_browser_shows_the_shares_of_attention_first(data, tmp_path):
-    file = tmp_path / "look.html"
+def test_a_gradient_that_is_no_number_is_not_taken_for_right(monkeypatch):
+    def broken(x):
+        return ops.record(np.tanh(raw(x)), (x, lambda dy: dy * np.nan))
+
+    monkeypatch.setattr(look, "STEPS", 0)
+    monkeypatch.setattr(tiny, "tanh", broken)
+    assert max(value["off"] for value in look.look(TEXT)["values"]) == np.inf
+
+
+def shown(data, file):
+    """What a browser shows of the page, without the scripts in it."""
     file.write_text(look.page(data), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     dom = subprocess.check_output([*command, file.as_uri()], stderr=subprocess.DEVNULL, text=True)
-    seen = html.unescape(re.sub(r"<[^>]+>", " ", dom))
+    dom = re.sub(r"<script>.*?</script>", "", dom, flags=re.S)
+    return html.unescape(re.sub(r"<[^>]+>", " ", dom))
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.slow
+def test_a_browser_names_the_lines_whose_gradients_are_wrong(data, monkeypatch, tmp_path):
+    assert "are wrong" not in shown(data, tmp_path / "right.html")
+    monkeypatch.setattr(tiny, "tanh", wrong_tanh)
+    seen = shown(look.look(TEXT), tmp_path / "wrong.html")
+    number = next(n for n, s in enumerate(data["source"], 1) if s.strip().startswith("h = h * 0.5"))
+    assert re.search(rf"gradients of lines .*\b{number}\b.* are wrong", seen)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
+@pytest.mark.slow
+def test_a_browser_shows_the_shares_of_attention_first(data, tmp_path):
+    seen = shown(data, tmp_path / "look.html")
     assert re.search(r"Line \d+: share", seen)
     assert "The gradient came from" in seen and "10, 10" in seen

@@ -13,6 +13,7 @@ from minigpt.training.scores import exact, exact_by_kind
 class Answering(TextApplication):
     """Only the tokens of answers are predicted and scored; losses are in nats per such token."""
 
+    answers = True
     longest = 0  # tokens of an example; known once the examples have been read
 
     def preprocess(self):

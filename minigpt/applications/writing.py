@@ -32,6 +32,8 @@ TEMPERATURE = 0.8  # unless sample.py is asked for another: less wild than what 
 class TextApplication(Application):
     """What all models of text share: a tokenizer, and what follows a prompt."""
 
+    answers = False  # whether a prompt is a question, behind which an answer comes
+
     def build(self, rng):
         shape = model_shape(self.config, self.tokenizer.vocab_size)
         return model_class(self.config.model)(shape, rng)

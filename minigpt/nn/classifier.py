@@ -6,6 +6,7 @@ features each column has.
 """
 
 from minigpt.engine.arrays import module_of
+from minigpt.engine.autograd import raw
 from minigpt.engine.convolution import max_pool2d, relu
 from minigpt.engine.ops import matmul, mean
 from minigpt.nn.convolution import Conv, ConvolutionalModel
@@ -29,7 +30,7 @@ class Columns(Module):
         self.weight = normal(rng, (sum(widths), n_embd), 0.1)  # b is the classifier's position
 
     def forward(self, x):
-        xp, n = module_of(x), len(self.widths)
+        xp, n = module_of(raw(x)), len(self.widths)
         of = xp.repeat(xp.eye(n, dtype=x.dtype), self.widths, axis=1)  # (columns, F): 1, belongs
         return matmul(x[:, None] * of, self.weight)
 

@@ -1,25 +1,29 @@
 """Is the gradient right? train.py --check-gradients compares it with its definition.
 
-The derivative of the loss by a weight w is how much the loss changes if w does, divided by that:
-(L(w + h) - L(w - h)) / 2h for a small h. It is wrong by a multiple of h^2, which drops out of
-
-    (8 (L(w + h) - L(w - h)) - (L(w + 2h) - L(w - 2h))) / 12h
-
-This takes four runs of the model per weight, so only a few weights of each parameter are tried: the
-one with the steepest slope, and others by chance. Source: Goodfellow et al. 2016, section 11.5.
+The derivative of the loss L by a weight w is how much L changes if w does, divided by that:
+(L(w + h) - L(w - h)) / 2h for a small h. This takes two runs of the model per weight, so only a few
+weights of each parameter are tried: the one with the steepest slope, and others by chance.
+Source: Goodfellow et al. 2016, section 11.5.
 """
+
+import math
 
 import numpy as np
 
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import cross_entropy
 
-NUDGE = 1e-4  # h, of numbers about 1 in size
+NUDGE = 1e-6  # h: in float64 the difference is then right to about 1e-9
 TRIED = 4  # weights of each parameter
-CLOSE = (
-    1e-4  # of the largest slope of a parameter: further off is wrong. A bend, as that of ReLU^2,
-)
-# that happens to lie within 2h takes a part of it.
+CLOSE = 1e-4  # as a share of the largest slope of a parameter: what is further off is wrong
+SHAKE = 0.02  # how far the weights are moved before the check
+
+
+def shake(model, rng):
+    """Move all weights a little at random. At first some are exactly 0, as biases are, and then a
+    ReLU may stand exactly at its bend, where it has no slope that could be compared."""
+    for p in model.named_parameters().values():
+        p.data += SHAKE * rng.standard_normal(p.shape)
 
 
 def check(model, x, y, rng):
@@ -40,30 +44,30 @@ def check(model, x, y, rng):
         for place in sorted(places):
             index = tuple(int(i) for i in np.unravel_index(place, p.shape))
             apart = abs(difference(model, x, y, p, index) - float(gradient[index]))
-            offs.append((apart / (steepest + 1e-6), name, index))
+            off = float(apart / (steepest + 1e-6))
+            offs.append((off if math.isfinite(off) else math.inf, name, index))
         found.append(max(offs))
     return sorted(found, reverse=True)
 
 
 def difference(model, x, y, p, index):
-    """The slope of the loss by one number of a parameter, from four losses beside it."""
+    """The slope of the loss by one number of a parameter, from two losses beside it."""
     before, losses = p.data[index], []
-    for nudge in (1, -1, 2, -2):
-        p.data[index] = before + nudge * NUDGE
+    for nudge in (NUDGE, -NUDGE):
+        p.data[index] = before + nudge
         with no_grad():
             losses.append(cross_entropy(model(x), y).item())
     p.data[index] = before
-    a, b, c, d = losses
-    return (8 * (a - b) - (c - d)) / (12 * NUDGE)
+    return (losses[0] - losses[1]) / (2 * NUDGE)
 
 
 def report(found):
     """Lines about what check() has found, the worst first -> lines, whether all is right."""
-    off, name, index = found[0]
+    off, name, _ = found[0]
     if off < CLOSE:
         return [f"all {len(found)} parameters agree; the worst, {name}, is {off:.0e} off"], True
-    lines = [f"{sum(o >= CLOSE for o, *_ in found)} of {len(found)} parameters are wrong:"]
-    for off, name, index in found[:5]:
-        if off >= CLOSE:
-            lines.append(f"{name} at {list(index)}: off by {off:.1%} of its largest slope")
+    wrong = [entry for entry in found if not entry[0] < CLOSE]
+    lines = [f"{len(wrong)} of {len(found)} parameters are wrong; the worst:"]
+    for off, name, index in wrong[:5]:
+        lines.append(f"{name} at {list(index)}: off by {off:.1%} of its largest slope")
     return lines, False

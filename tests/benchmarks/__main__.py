@@ -4,13 +4,13 @@ gpt, large, long   a training step, beside the matrix products that it cannot do
 pairs              the step of gpt without each fast pair, and without the tuned allocator
 sampling, gpt2     tokens/s of generated text, beside nanoGPT and Hugging Face
 import             seconds
-budgets            the loss of the default after 13 s to 5 minutes: 20 minutes
-ablation           what each part of the default brings, 66 s each: a quarter of an hour
+budgets            the loss of the default after 13 s to 3 minutes: a quarter of an hour
+ablation           what each part of the default brings, 66 s each: 45 minutes
 scale              loss against size, for equal tokens and equal seconds; overfitting; scale.svg
 lstm, cnn          a training step of a plain LSTM and of a CNN, beside PyTorch's
 families           each family for 3 minutes on a text
 applications       every application by every mechanism: their default commands
-tasks              questions and translation by every mechanism: half an hour
+tasks              questions and translation by every mechanism: 45 minutes
 folds              tables, repeated 5-fold, beside scikit-learn's models
 readme             measures nothing: puts the tables of results.json into the pages
 
