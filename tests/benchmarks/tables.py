@@ -50,7 +50,7 @@ def summary(results):
             ratio("lstm", "workers"), ratio("cnn", "workers"))],
         ["writing with the first model, one text", f"{1 / ratio('sampling', 'T 512'):.2f}"],
     ]  # fmt: skip
-    return table(["time", "/ PyTorch's (of writing: Hugging Face's)"], *lines)
+    return table(["what takes the time", "our time / theirs"], *lines)
 
 
 def render(name, result):
