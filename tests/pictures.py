@@ -45,6 +45,39 @@ def budgets():
     return [tuple(map(mean, row)) for row in rows]
 
 
+PARTS = [  # of tiny.py: how its first and last line begin, and where the tour explains it
+    ("def parameters", "return [Tensor", "6  why some start smaller"),
+    ("def norm", "return x / sqrt", "4  every row to size 1"),
+    ("x = letter", "x = letter", "4  letters become vectors"),
+    ("heads =", "x = x + (share", "5  attention"),
+    ("h = norm", "x = x + h", "4  a bend;  6  residuals"),
+    ("def surprise", "return log", "0, 3  surprise is loss"),
+    ("mean(surprise", "mean(surprise", "2  blame flows backward"),
+    ("rate =", "w.grad =", "7  a step"),
+    ("scores =", "test = np.append", "8  writing is sampling"),
+]
+
+
+def code():
+    """1: tiny.py, and the chapter that explains each part."""
+    lines = (FOLDER.parent / "tiny.py").read_text(encoding="utf-8").splitlines()
+    picture = Picture(900, 30 + 12 * len(lines), "tiny.py, and the chapters that explain its parts")
+    for first, last, words in PARTS:
+        at = [n for n, line in enumerate(lines) if line.strip().startswith(first)][0]
+        end = [n for n, line in enumerate(lines) if line.strip().startswith(last) and n >= at][0]
+        y, height = 14 + 12 * at, 12 * (end - at + 1) - 2
+        picture.rect(12, y, 620, height, BLUE, fill_opacity=0.1)
+        middle = y + height / 2
+        picture.line([(632, middle), (662, middle)], BLUE, 1.5)
+        picture.line([(656, middle - 4), (662, middle), (656, middle + 4)], BLUE, 1.5)
+        picture.text(670, middle + 4, words, INK)
+    for n, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        style = {"font_size": 9.5, **MONO}
+        picture.text(18 + 5.72 * indent, 23 + 12 * n, line.strip(), INK, **style)
+    return picture
+
+
 def blame():
     """3: three probabilities, and the gradient of each logit."""
     p = softmax(np.array([[1.0, 2.0, 3.0]])).data[0]
@@ -260,7 +293,7 @@ def ladder():
 
 
 PICTURES = {
-    "0-bars": bars, "3-blame": blame, "4-shapes": shapes, "5-triangle": triangle,
+    "0-bars": bars, "1-code": code, "3-blame": blame, "4-shapes": shapes, "5-triangle": triangle,
     "6-depth": depth, "7-valleys": valleys, "8-temperature": temperature,
     "9-waterfall": waterfall, "10-memories": memories, "12-ladder": ladder,
 }  # fmt: skip
