@@ -24,7 +24,7 @@ MACHINE = {
 ON = "A CPU, 2 cores, Python 3.11.7, NumPy 2.4.6, PyTorch 2.13.0, transformers 5.24.0."
 
 
-@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.parent.name)
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: f"{page.parent.name}/{page.name}")
 def test_the_pages_show_what_the_results_say(page):
     text = page.read_text(encoding="utf-8")
     assert tables.fill(text, tables.load()) == text

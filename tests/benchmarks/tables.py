@@ -9,7 +9,8 @@ from tests.benchmarks.suite import FLOOR, HUGGING_FACE, TORCH
 
 RESULTS = Path(__file__).with_name("results.json")
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "minigpt/README.md", ROOT / "tests/benchmarks/README.md"]
+FILES = "README.md", "minigpt/README.md", "minigpt/README_zh.md", "tests/benchmarks/README.md"
+PAGES = [ROOT / file for file in FILES]
 BLOCK = re.compile(r"(<!-- benchmark: (\S+) -->\n).*?(<!-- /benchmark -->)", re.S)
 
 
