@@ -64,7 +64,8 @@ training/costs.py         5  memory, time, energy and CO2 of a training
 applications/options.py   8  from the command line to a run
 applications/plan.py     12  what a model would need, and what its training would cost: --dry-run
 inside.py                10  what a trained model sees: sample.py --explain, --look
-look.py                  15  source that shows its own gradients: python -m minigpt.look
+spy.py                    8  what tiny.py computes, noted op by op
+look.py                  10  source that shows its own gradients: python -m minigpt.look
 __main__.py               3  python -m minigpt: your runs, and what to do next
 
 SPEED, which changes how long it takes and nothing else

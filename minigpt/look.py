@@ -3,9 +3,6 @@
 The page holds the source of tiny.py, which has run once on the text at a small size. Each
 expression shows the array that it made, the gradient that came back to it, where that came from,
 and how far it is from its definition, the difference of two losses.
-
-How does it look over tiny.py's shoulder? Every primitive op ends in `ops.record`. While a `Spy` is
-entered, its own function stands in that place and notes who called. The engine is unchanged.
 """
 
 import argparse
@@ -13,7 +10,6 @@ import ast
 import io
 import itertools
 import json
-import sys
 import tokenize
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,131 +17,15 @@ from pathlib import Path
 import numpy as np
 
 from minigpt import tiny
-from minigpt.engine import autograd, ops
-from minigpt.engine.autograd import Tensor, no_grad
+from minigpt.engine import ops
+from minigpt.engine.autograd import no_grad
+from minigpt.spy import SOURCE, Spy
 
 T, H, L, WIDTHS = 10, 2, 2, (16, 12, 20, 24, 28)  # sizes of tiny.py, for the page; WIDTHS: of C
 READ = 60  # characters of the text at most, so that the page stays small
 LEARNING, STEPS = 0.1, 30  # a little plain gradient descent, so that there is something to see
 NUDGE, CHECKED = 1e-4, 4  # how much an element is changed, and how many of each array are
 PAGE = Path(__file__).with_name("look.html")
-SOURCE = Path(tiny.__file__)
-
-
-class Spy:
-    """While it is entered, every op that tiny.py calls is noted.
-
-    values: one for each array that an op made, and for each weight at its first use: a dictionary
-    with its place in the source (line, start, end), its round, op, array, grad, and who used it.
-    A round is one time that a line ran, and `parent` the round of the line that had called it.
-    """
-
-    def __init__(self):
-        self.values, self.at = [], {}  # at: what made a tensor -> the number of its value
-        self.frames = {}  # of tiny.py -> the last instruction there, how often it went round
-        self.rounds, self.numbers = [], {}  # (frame, line, times) -> the number of its round
-
-    def __enter__(self):
-        self.original, ops.record = ops.record, self.record
-        return self
-
-    def __exit__(self, *_):
-        ops.record = self.original
-
-    def record(self, y, *inputs):
-        """In place of autograd.record: the same, with rules that also note the gradients."""
-        mine, sources = [], [self.source(x) for x, _ in inputs]
-
-        def watched(rule, source):
-            def note(*dys):
-                for value, dy in zip(mine, dys, strict=True):
-                    value["grad"] = dy
-                dx = rule(*dys)
-                if source is not None and dx is not None:
-                    shape = self.values[source]["array"].shape
-                    self.given(mine, source, np.abs(autograd._unbroadcast(dx, shape)).max())
-                return dx
-
-            note.__qualname__ = rule.__qualname__
-            return note
-
-        pairs = [(x, watched(rule, s)) for (x, rule), s in zip(inputs, sources, strict=True)]
-        result = self.original(y, *pairs)
-        outputs = result if isinstance(result, tuple) else (result,)
-        if outputs[0].node is None:
-            return result
-        place = self.place(sys._getframe(1))
-        for tensor in outputs:
-            value = place | {"op": tensor.node.name, "array": tensor.data, "leaf": None}
-            value |= {
-                "output": tensor.output,
-                "grad": None,
-                "name": None,
-            }
-            value |= {"uses": {s: 0.0 for s in sources if s is not None}}
-            mine.append(self.keep(tensor, value))
-        return result
-
-    def keep(self, tensor, value):
-        self.at[tensor.node or tensor, tensor.output] = len(self.values)
-        self.values.append(value)
-        return value
-
-    def given(self, mine, source, most):
-        for value in mine:
-            value["uses"][source] = max(float(most), value["uses"].get(source, 0.0))
-
-    def source(self, x):
-        """The number of the value that x is; a weight becomes one when it is first used."""
-        if not isinstance(x, Tensor) or not x.requires_grad:
-            return None
-        if (x.node or x, x.output) not in self.at:
-            self.weight(x)
-        return self.at[x.node or x, x.output]
-
-    def weight(self, x):
-        """Note a weight where tiny.py first names it, in the function that was called first."""
-        found, frame = None, sys._getframe(1)
-        while frame:
-            if frame.f_code.co_filename == tiny.__file__:
-                for name, local in frame.f_locals.items():
-                    found = (frame, name) if local is x else found
-            frame = frame.f_back
-        frame, name = found
-        line = SOURCE.read_text("utf-8").splitlines()[frame.f_lineno - 1]
-        start = max(0, line.find(name))
-        value = {"line": frame.f_lineno, "start": start, "end": start + len(name), "op": "weight"}
-        value |= {"array": x.data, "leaf": x, "output": 0, "grad": None, "name": name}
-        self.keep(x, value | {"uses": {}, "round": self.round(frame)})
-
-    def place(self, frame):
-        """Where in tiny.py this op was asked for: the expression, and which round of its line."""
-        while frame.f_code.co_filename != tiny.__file__:
-            frame = frame.f_back
-            if frame is None:  # called from outside, as the mean is
-                return {"line": 0, "start": 0, "end": 0, "round": self.round(None)}
-        positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
-        line, last, start, end = positions
-        if last != line:
-            end = len(SOURCE.read_text("utf-8").splitlines()[line - 1])
-        return {"line": line, "start": start, "end": end, "round": self.round(frame)}
-
-    def round(self, frame):
-        """The number of this time that the line of a frame runs."""
-        if frame is None:
-            key, parent = (None, 0, 0), None
-        else:
-            last, times = self.frames.get(frame, (0, 0))
-            times += frame.f_lasti < last  # a step back in the code: a loop goes round once more
-            self.frames[frame] = frame.f_lasti, times
-            key, outer = (frame, frame.f_lineno, times), frame.f_back
-            while outer and outer.f_code.co_filename != tiny.__file__:
-                outer = outer.f_back
-            parent = self.round(outer) if outer else None
-        if key not in self.numbers:
-            self.numbers[key] = len(self.rounds)
-            self.rounds.append({"line": key[1], "parent": parent})
-        return self.numbers[key]
 
 
 def name_results(values, tree):
