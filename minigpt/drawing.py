@@ -1,13 +1,16 @@
-"""Pictures as SVG: a text that says what to draw, and that every browser shows.
+"""Pictures as SVG, a text that says what to draw and that every browser shows; and pages of HTML.
 
 A picture is a list of elements, each at a place in pixels; x counts from the left, y from the top.
 `Axes` turns numbers into such places, `curve` draws how a training went, and `leave` is what every
-run does at each evaluation.
+run does at each evaluation. `page` puts data into a page whose own script shows it.
 """
 
 import csv
+import json
 import math
 from html import escape
+
+import numpy as np
 
 INK, PALE, LINE = "#1f2328", "#59636e", "#d1d9e0"  # text, lesser text, thin lines
 BLUE, RED, GREEN, GREY = "#0969da", "#bc4c00", "#1a7f37", "#6e7781"
@@ -136,23 +139,51 @@ def leave(out, first, bars, samples, about):
     first: the loss before the first step; bars: {name: loss}; samples: (step, seconds, text), those
     that samples.txt does not have yet; about: what is trained on what.
     """
-    with open(out / "log.csv") as file:
-        log = [[float(n) for n in row.values()] for row in csv.DictReader(file)]
-    rows, resumed, before = [(0.0, first, first)], 0.0, 0.0
-    for _, training, validation, _, seconds in log:
-        if seconds < before:  # a run of --steps that was resumed counts from 0 again
-            resumed += before
-        before = seconds
-        rows.append((resumed + seconds, training, validation))
+    rows = logged(out / "log.csv")
     file, written = out / "samples.txt", []
     if samples:
-        with open(file, "w" if len(log) == 1 else "a", encoding="utf-8") as lines:
+        with open(file, "w" if len(rows) == 1 else "a", encoding="utf-8") as end:
             for step, seconds, text in samples:
-                lines.write(f"step {step}\t{seconds:.0f} s\t{text}\n")
+                end.write(f"step {step}\t{seconds:.0f} s\t{text}\n")
         # Not splitlines(): a sample may hold other characters that end a line.
-        lines = file.read_text("utf-8").removesuffix("\n").split("\n")
-        written = [line.split("\t")[1:] for line in lines]
+        cells = [line.split("\t") for line in file.read_text("utf-8").split("\n")]
+        written = [line[1:] for line in cells if len(line) == 3]
     n = len(written)
     few = [written[i] for i in sorted({0, n // 8, n // 2, n - 1}) if written]
-    picture = curve(rows, bars, few, f"{about}: loss against seconds")
+    untrained = [(0.0, first, first)] if math.isfinite(first) else []
+    picture = curve(untrained + rows, bars, few, f"{about}: loss against seconds")
     (out / "curve.svg").write_text(picture, encoding="utf-8")
+
+
+def logged(file):
+    """log.csv -> [(seconds, training loss, validation loss)]
+
+    A row that is no row of numbers is left out: the head, or one that a power cut has cut off. A
+    run of --steps that was resumed counts its seconds from 0 again; here they go on.
+    """
+    rows, resumed, before = [], 0.0, 0.0
+    with open(file) as lines:
+        for row in csv.reader(lines):
+            try:
+                _, training, validation, _, seconds = map(float, row)
+            except ValueError:
+                continue
+            if seconds < before:
+                resumed += before
+            before = seconds
+            rows.append((resumed + seconds, training, validation))
+    return rows
+
+
+def numbers(array):
+    """An array for a page: flat, three digits each; minus infinity, a hidden place, as null."""
+    return [float(f"{x:.3g}") if np.isfinite(x) else None for x in np.ravel(array)]
+
+
+def page(file, data):
+    """The text of a page with the data in it, where its script expects it.
+
+    "<" is written as an escape, so that no text in the data can end the script.
+    """
+    packed = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return file.read_text("utf-8").replace("/*DATA*/ null", packed)

@@ -4,7 +4,6 @@
 `python sample.py RUN --look [TEXT]` all of it as a page, look.html.
 """
 
-import json
 import os
 import sys
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.datasets.tasks import asked
+from minigpt.drawing import numbers, page
 from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import Tensor, no_grad, plain, raw
 from minigpt.engine.functional import softmax
@@ -32,11 +32,11 @@ def known_ids(model, application, words, option):
     Of a model that answers, the words are a question, and the text goes on with its answer. Too
     long a text loses its beginning: the context is limited, and so is what a page can hold.
     """
-    run, tokenizer = application.config.out, getattr(application, "tokenizer", None)
-    if tokenizer is None:
+    run = application.config.out
+    if not application.writes:
         wanted = f"expected a model that writes, {run} classifies"
         raise ValueError(f"{option}: {wanted}; use --look without a text")
-    text, asks = application.known(words), 0
+    tokenizer, text, asks = application.tokenizer, application.known(words), 0
     if application.answers and text.strip():
         asks = len(tokenizer.encode(asked(text)))
         rng = np.random.default_rng(0)
@@ -138,9 +138,10 @@ def explain(model, application, words, output):
 
 def look(model, application, words):
     """The page of a text, or of a classifier, which sees no text -> HTML"""
-    if words or not hasattr(application, "examples_again"):
+    if words or application.writes:
         return of_text(model, application, *known_ids(model, application, words, "--look"))
-    return of_classifier(model, application, application.examples_again())
+    application.read_again()
+    return of_classifier(model, application, application.examples)
 
 
 def of_text(model, application, ids, asks):
@@ -149,7 +150,7 @@ def of_text(model, application, ids, asks):
     found = tokens(tokenizer, ids, asks, p)
     data = {"title": application.config.out, "tokens": found, "mean": mean_surprise(found)}
     data |= {"uniform": float(np.log(tokenizer.vocab_size))}
-    return page(data | {"heads": [[rows_of(head) for head in layer] for layer in shares]})
+    return page(PAGE, data | {"heads": [[rows_of(head) for head in layer] for layer in shares]})
 
 
 def rows_of(head):
@@ -174,7 +175,7 @@ def of_classifier(model, application, examples):
         columns = [*zip(names, examples.encoder.shape, strict=True)]
     shown = [example(model, x[i], int(y[i]), columns) for i in chosen]
     data = {"title": application.config.out, "classes": [str(c) for c in examples.classes]}
-    return page(data | {"confusion": confusion(p, y).tolist(), "examples": shown})
+    return page(PAGE, data | {"confusion": confusion(p, y).tolist(), "examples": shown})
 
 
 def example(model, x, truth, columns):
@@ -193,15 +194,5 @@ def example(model, x, truth, columns):
     if columns:
         ends = np.cumsum([width for _, width in columns])[:-1]
         blame = np.array([part.sum() for part in np.split(blame, ends)])
-        return shown | {"names": [name for name, _ in columns], "blame": rounded(blame)}
-    return shown | {"x": rounded(x), "blame": rounded(blame)}
-
-
-def rounded(array):
-    return [float(f"{n:.3g}") for n in np.ravel(array)]
-
-
-def page(data):
-    """The page with the data in it; "<" is written so that no text can end the script."""
-    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    return PAGE.read_text("utf-8").replace("/*DATA*/ null", packed)
+        return shown | {"names": [name for name, _ in columns], "blame": numbers(blame)}
+    return shown | {"x": numbers(x), "blame": numbers(blame)}

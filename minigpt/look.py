@@ -9,7 +9,6 @@ import argparse
 import ast
 import io
 import itertools
-import json
 import tokenize
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from minigpt import tiny
+from minigpt.drawing import numbers, page
 from minigpt.engine import ops
-from minigpt.engine.autograd import no_grad
+from minigpt.engine.autograd import no_grad, plain
 from minigpt.spy import SOURCE, Spy
 
 T, H, L, WIDTHS = 10, 2, 2, (16, 12, 20, 24, 28)  # sizes of tiny.py, for the page; WIDTHS: of C
@@ -80,7 +80,7 @@ def nudged(loss, value, index, change):
     def record(y, *inputs):
         result = original(y, *inputs)
         outputs = result if isinstance(result, tuple) else (result,)
-        if outputs[0].node is not None and next(count) == value["count"]:
+        if outputs[0].node is not None and next(count) == value["number"]:
             tensor = outputs[value["output"]]
             tensor.data = tensor.data.copy()  # it may be a view of another one's array
             tensor.data[index] += change
@@ -126,10 +126,10 @@ def learned(ids, V, size):
 def look(text):
     """All that the page shows of a text, as a dictionary of numbers and words."""
     letters, ids = np.unique(list(text[:READ]), return_inverse=True)
-    with small(sizes(len(ids), len(letters))):
-        size = tiny.T
-        weights = learned(ids, len(letters), size)
-        window = ids[None, : size + 1]
+    # Definitions alone: a fast pair would be one op of which the page could not look inside.
+    with plain(), small(sizes(len(ids), len(letters))):
+        weights = learned(ids, len(letters), tiny.T)
+        window = ids[None, : tiny.T + 1]
 
         def loss():
             return ops.mean(tiny.surprise(weights, window))
@@ -137,32 +137,30 @@ def look(text):
         with Spy() as spy:
             result = loss()
             result.backward()
-        count = 0
         for value in spy.values:
             if value["leaf"] is not None:
                 value["grad"] = value["leaf"].grad
-            elif value["output"] == 0:
-                value["count"], count = count, count + 1
-            else:
-                value["count"] = count - 1
         source = SOURCE.read_text("utf-8")
         name_results(spy.values, ast.parse(source))
-        shown = expressions(spy, loss)
-        with no_grad():
-            z = tiny.gpt(weights, window[:, :-1]).data[0]
+        return {
+            "source": source.splitlines(),
+            "quiet": quiet(source),
+            "rounds": spy.rounds,
+            "values": expressions(spy, loss),
+            "text": [str(letters[i]) for i in window[0]],
+            "letters": [str(c) for c in letters],
+            "p": numbers(predictions(weights, window)),
+            "loss": result.item(),
+            "T": tiny.T,
+        }
+
+
+def predictions(weights, window):
+    """The probability of every letter at every place of a text (1, T + 1) -> (T, V)"""
+    with no_grad():
+        z = tiny.gpt(weights, window[:, :-1]).data[0]
     p = np.exp(z - z.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    return {
-        "source": source.splitlines(),
-        "quiet": quiet(source),
-        "rounds": spy.rounds,
-        "values": shown,
-        "text": [str(letters[i]) for i in window[0]],
-        "letters": [str(c) for c in letters],
-        "p": numbers(p),
-        "loss": result.item(),
-        "T": size,
-    }
+    return p / p.sum(1, keepdims=True)
 
 
 def expressions(spy, loss):
@@ -170,14 +168,14 @@ def expressions(spy, loss):
 
     Ops that are made of other ops, such as mean, are one expression.
     """
-    last = {}
-    for number, v in enumerate(spy.values):
-        last[v["round"], v["start"], v["end"], v["output"], v["op"] == "weight"] = number
+
+    def key_of(v):
+        return v["round"], v["start"], v["end"], v["output"], v["op"] == "weight"
+
+    last = {key_of(v): number for number, v in enumerate(spy.values)}
     order = sorted(last.values())
     place = {number: i for i, number in enumerate(order)}
-    home = [
-        last[v["round"], v["start"], v["end"], v["output"], v["op"] == "weight"] for v in spy.values
-    ]
+    home = [last[key_of(v)] for v in spy.values]
     shown, rng = [], np.random.default_rng(0)
     for number in order:
         v = spy.values[number]
@@ -187,9 +185,8 @@ def expressions(spy, loss):
         steps = [w["op"] for w, h in zip(spy.values, home, strict=True) if h == number]
         entry = {key: v[key] for key in ("line", "start", "end", "round", "name")}
         entry |= {"ops": steps, "shape": list(v["array"].shape), "off": worst, "checked": checked}
-        shown.append(
-            entry | {"v": numbers(v["array"]), "g": numbers(v["grad"]), "to": {}, "from": {}}
-        )
+        entry |= {"v": numbers(v["array"]), "g": numbers(v["grad"]), "to": {}, "from": {}}
+        shown.append(entry)
     for user, v in enumerate(spy.values):
         for used, most in v["uses"].items():
             a, b = place[home[used]], place[home[user]]
@@ -197,11 +194,6 @@ def expressions(spy, loss):
                 shown[a]["from"][b] = max(most, shown[a]["from"].get(b, 0.0))
                 shown[b]["to"][a] = max(most, shown[b]["to"].get(a, 0.0))
     return shown
-
-
-def numbers(array):
-    """Flat, three digits each; minus infinity, a hidden place, as null."""
-    return [float(f"{x:.3g}") if np.isfinite(x) else None for x in np.ravel(array)]
 
 
 def quiet(source):
@@ -215,24 +207,26 @@ def quiet(source):
     return found
 
 
-def page(data):
-    """The page with the data in it; "<" is written so that no text can end the script."""
-    packed = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("<", "\\u003c")
-    return PAGE.read_text("utf-8").replace("/*DATA*/ null", packed)
-
-
 def main(words=None):
+    """The command: write the page of a text; a mistake ends in one line and exit code 2."""
     parser = argparse.ArgumentParser("python -m minigpt.look", description=__doc__.split("\n")[0])
     parser.add_argument("text", nargs="?", default="to be, or not to be", help="what it reads")
     parser.add_argument("--out", default="look.html", help="the page (default look.html)")
     args = parser.parse_args(words)
-    if len(args.text) < 3 or len(set(args.text)) < 2:
+    if len(args.text) < 3 or len(set(args.text[:READ])) < 2:
         parser.error(f"text: expected 3 letters, 2 of them different, got {args.text!r}; add some")
     data = look(args.text)
-    Path(args.out).write_text(page(data), encoding="utf-8")
+    try:
+        Path(args.out).write_text(page(PAGE, data), encoding="utf-8")
+    except OSError as error:
+        parser.error(f"--out: cannot write {args.out}: {error.strerror}; name another file")
     worst = max(value["off"] for value in data["values"])
-    print(f"{args.out}: {len(data['values'])} arrays of {len(data['rounds'])} rounds of lines;")
-    print(f"gradients and differences are at most {worst:.0e} apart. Open it in a browser.")
+    read = min(len(args.text), READ)
+    print(
+        f"{args.out}: the first {len(data['text'])} letters, by a model that learned from {read};"
+    )
+    print(f"{len(data['values'])} arrays of {len(data['rounds'])} rounds of lines; gradients and")
+    print(f"differences are at most {worst:.0e} apart. Open it in a browser.")
 
 
 if __name__ == "__main__":

@@ -20,12 +20,15 @@ class Spy:
     """While it is entered, every op that tiny.py calls is noted.
 
     values: one for each array that an op made, and for each weight at its first use: a dictionary
-    with its place in the source (line, start, end), its round, op, array, grad, and who used it.
+    with its place in the source (line, start, end), its round, op, array and grad; `number` counts
+    the ops, and `uses` has the places in `values` of what it was made of, with the largest gradient
+    that each got from it.
     A round is one time that a line ran, and `parent` the round of the line that had called it.
     """
 
     def __init__(self):
-        self.values, self.at = [], {}  # at: what made a tensor -> the number of its value
+        self.values, self.at = [], {}  # at: what made a tensor -> the place of its value
+        self.ops = 0  # how many were noted
         self.frames = {}  # of tiny.py -> the last instruction there, how often it went round
         self.rounds, self.numbers = [], {}  # (frame, line, times) -> the number of its round
 
@@ -41,6 +44,8 @@ class Spy:
         mine, sources = [], [self.source(x) for x, _ in inputs]
 
         def watched(rule, source):
+            """The rule of one input, which also notes what arrives and what it hands on."""
+
             def note(*dys):
                 for value, dy in zip(mine, dys, strict=True):
                     value["grad"] = dy
@@ -58,29 +63,28 @@ class Spy:
         outputs = result if isinstance(result, tuple) else (result,)
         if outputs[0].node is None:
             return result
-        place = self.place(sys._getframe(1))
-        for tensor in outputs:
-            value = place | {"op": tensor.node.name, "array": tensor.data, "leaf": None}
-            value |= {
-                "output": tensor.output,
-                "grad": None,
-                "name": None,
-            }
-            value |= {"uses": {s: 0.0 for s in sources if s is not None}}
-            mine.append(self.keep(tensor, value))
+        about = self.place(sys._getframe(1)) | {"op": outputs[0].node.name, "leaf": None}
+        about |= {"number": self.ops, "name": None, "grad": None}
+        self.ops += 1
+        for x in outputs:
+            uses = {source: 0.0 for source in sources if source is not None}
+            value = about | {"array": x.data, "output": x.output, "uses": uses}
+            mine.append(self.keep(x, value))
         return result
 
     def keep(self, tensor, value):
+        """Note what a tensor is."""
         self.at[tensor.node or tensor, tensor.output] = len(self.values)
         self.values.append(value)
         return value
 
     def given(self, mine, source, most):
+        """Note the largest gradient that a source got from the outputs `mine` of an op."""
         for value in mine:
             value["uses"][source] = max(float(most), value["uses"].get(source, 0.0))
 
     def source(self, x):
-        """The number of the value that x is; a weight becomes one when it is first used."""
+        """The place in `values` of what x is; a weight becomes one when it is first used."""
         if not isinstance(x, Tensor) or not x.requires_grad:
             return None
         if (x.node or x, x.output) not in self.at:
@@ -108,8 +112,8 @@ class Spy:
             frame = frame.f_back
             if frame is None:  # called from outside, as the mean is
                 return {"line": 0, "start": 0, "end": 0, "round": self.round(None)}
-        positions = list(frame.f_code.co_positions())[frame.f_lasti // 2]
-        line, last, start, end = positions
+        # Python knows of each instruction, two bytes long, from where to where its source goes.
+        line, last, start, end = list(frame.f_code.co_positions())[frame.f_lasti // 2]
         if last != line:
             end = len(SOURCE.read_text("utf-8").splitlines()[line - 1])
         return {"line": line, "start": start, "end": end, "round": self.round(frame)}

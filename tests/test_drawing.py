@@ -1,5 +1,6 @@
 """Pictures: numbers stand where they belong, any text may stand in them, browsers can read them."""
 
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -112,6 +113,20 @@ def test_a_sample_may_hold_any_character(tmp_path):
     odd = '"a\u2028b\u0085c\x1cd"'
     leave(tmp_path, 4.1, {}, [(1, 1.0, odd), (2, 2.0, odd)], "gpt on text")
     assert (tmp_path / "samples.txt").read_text("utf-8").count(odd) == 2
+
+
+def test_what_a_user_or_a_power_cut_left_in_the_files_ends_no_training(tmp_path):
+    head = "step,training,validation,tokens,seconds\n"
+    (tmp_path / "log.csv").write_text(
+        head + "10,2,2.5,1,5.0\n20,1,2,1,9.0\n30,1\n\n40,1,1.5,1,12.0\n"
+    )
+    (tmp_path / "samples.txt").write_text('step 0\t0 s\t"a"\nmy own note\n\n')
+    leave(tmp_path, math.nan, {}, [(30, 12.0, '"b"')], "gpt on text")
+    tree = ET.parse(tmp_path / "curve.svg")
+    words = [text.text for text in tree.iter(f"{SVG}text")]
+    assert {'"a"', '"b"'} <= {*words} and "my own note" not in words
+    assert max(len(line.get("points").split()) for line in tree.iter(f"{SVG}polyline")) == 3
+    assert "my own note" in (tmp_path / "samples.txt").read_text()
 
 
 def test_a_model_that_does_not_write_leaves_no_samples(tmp_path):

@@ -144,12 +144,20 @@ def test_a_text_longer_than_the_context_is_cut_and_that_is_said(runs, monkeypatc
     assert "the text has 30 tokens" in capsys.readouterr().err
 
 
+def test_a_text_of_stray_bytes_is_shown_as_far_as_it_is_known(runs, monkeypatch, capsys):
+    monkeypatch.chdir(runs)
+    _, data = page_of(runs, "text", "the\udcff fox")
+    assert "".join(token["text"] for token in data["tokens"]) == "the fox"
+    assert "left out, unknown to" in capsys.readouterr().err
+
+
 def test_what_a_classifiers_answer_hangs_on_is_gradient_times_input(runs, monkeypatch):
     monkeypatch.chdir(runs)
     _, data = page_of(runs, "digits")
     assert np.sum(data["confusion"]) == 360 and len(data["examples"]) == inside.EXAMPLES
     model, application = sample.load(runs / "digits", np)
-    x, y = application.examples_again().test
+    application.read_again()
+    x, y = application.examples.test
     shown = data["examples"][0]
     place = next(i for i in range(len(y)) if np.allclose(x[i].ravel(), shown["x"], atol=1e-2))
     pixel = int(np.abs(shown["blame"]).argmax())

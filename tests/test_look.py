@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from minigpt import look, tiny
+from minigpt.drawing import page
 from minigpt.engine import ops
 from minigpt.engine.autograd import raw, record
+from minigpt.engine.functional import layer_norm
 
 TEXT = "to be, or not to be"
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -97,27 +99,47 @@ def test_looking_leaves_the_engine_and_tiny_as_they_were(data):
 
 def test_a_long_text_of_many_letters_gives_a_small_page():
     text = "".join(chr(0x4E00 + i) for i in range(300))
-    assert len(look.page(look.look(text)).encode()) < 1e6
+    assert len(page(look.PAGE, look.look(text)).encode()) < 1e6
 
 
 def test_the_page_needs_nothing_from_elsewhere_and_no_text_can_break_out_of_it():
-    page = look.page(look.look("</script><b>&é"))
-    assert len(page.encode()) < 1e6
-    assert not re.findall(r"https?:|<link|src=", page)
-    inside = re.search(r"const D = (.*)", page)[1]
+    text = page(look.PAGE, look.look("</script><b>&é"))
+    assert len(text.encode()) < 1e6
+    assert not re.findall(r"https?:|<link|src=", text)
+    inside = re.search(r"const D = (.*)", text)[1]
     assert "<" not in inside and "".join(json.loads(inside)["text"]).startswith("</script")
 
 
-@pytest.mark.parametrize("words, says", [(["aa"], "expected 3 letters"), (["aaa"], "different")])
-def test_a_text_of_which_nothing_can_be_learned_is_refused(words, says, capsys):
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (["aa"], "expected 3 letters"),
+        (["aaa"], "different"),
+        (["a" * 60 + "b"], "different"),  # of which the page reads 60
+        (["abc", "--out", "no/such/folder/look.html"], "cannot write no/such/folder/look.html"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_in_one_line(words, says, capsys):
     with pytest.raises(SystemExit) as stop:
         look.main(words)
     assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
-def test_the_shortest_text_can_be_looked_at(tmp_path, capsys):
-    look.main(["aab", "--out", str(tmp_path / "look.html")])
-    assert "arrays" in capsys.readouterr().out
+@pytest.mark.parametrize("text", ["aab", "ab\udcff\ud800 a b", "to be, or not to be" * 9])
+def test_any_text_can_be_looked_at_and_what_is_shown_of_it_is_said(text, tmp_path, capsys):
+    look.main([text, "--out", str(tmp_path / "look.html")])
+    shown, read = min(11, len(text)), min(60, len(text))
+    said = capsys.readouterr().out
+    assert re.search(rf"the first \d+ letters, by a model that learned from {read};", said)
+    assert int(re.search(r"first (\d+)", said)[1]) <= shown
+
+
+def test_formulas_of_the_engine_in_tiny_are_looked_into_as_well(monkeypatch):
+    """A learner may write softmax instead of its three lines: its definition runs, not its pair."""
+    monkeypatch.setattr(tiny, "norm", layer_norm)
+    values = look.look(TEXT)["values"]
+    assert max(value["off"] for value in values) < 1e-9
+    assert "sqrt" in {op for value in values for op in value["ops"]}
 
 
 def test_a_gradient_that_is_no_number_is_not_taken_for_right(monkeypatch):
@@ -131,7 +153,7 @@ def test_a_gradient_that_is_no_number_is_not_taken_for_right(monkeypatch):
 
 def shown(data, file):
     """What a browser shows of the page, without the scripts in it."""
-    file.write_text(look.page(data), encoding="utf-8")
+    file.write_text(page(look.PAGE, data), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
     dom = subprocess.check_output([*command, file.as_uri()], stderr=subprocess.DEVNULL, text=True)
     dom = re.sub(r"<script>.*?</script>", "", dom, flags=re.S)

@@ -35,6 +35,7 @@ class Application:
 
     scale = 1.0  # from the model's loss to the one that is printed
     unit = "token"  # of what a model works on
+    writes = False  # whether it makes text, as classifiers do not
 
     def __init__(self, config, folder):
         self.config, self.folder = config, folder
@@ -134,11 +135,14 @@ class Application:
         """Print the scores of the test part, whose data is read again for that.
 
         Or return the words to reply to: read() gives those that are piped into sample.py.
-        Raises ValueError if the data is not what the model has learned from.
         """
+        self.read_again()
+        print("\n".join(self.scores(model)))
+
+    def read_again(self):
+        """Read the data once more. Raises ValueError if it is not what the model learned from."""
         if self.read() != self.crc:
             raise ValueError(f"{self.config.data[0]}: not what this run has read; restore it")
-        print("\n".join(self.scores(model)))
 
     def read(self):
         """Read or generate the data -> a checksum of it (CRC-32)."""

@@ -75,12 +75,6 @@ class Classifying(Application):
         self.encoder = examples.encoder_from(about["encoder"])
         return self
 
-    def examples_again(self):
-        """The examples that the model has learned from and those that were held out."""
-        if self.read() != self.crc:
-            raise ValueError(f"{self.config.data[0]}: not what this run has read; restore it")
-        return self.examples
-
     def predict(self, model, path):
         """Print, as CSV, the likeliest class of each example and the probability of every class."""
         p = probabilities(model, self.encoder.encode(path))

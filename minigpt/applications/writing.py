@@ -32,6 +32,7 @@ TEMPERATURE = 0.8  # unless sample.py is asked for another: less wild than what 
 class TextApplication(Application):
     """What all models of text share: a tokenizer, and what follows a prompt."""
 
+    writes = True
     answers = False  # whether a prompt is a question, behind which an answer comes
 
     def build(self, rng):
