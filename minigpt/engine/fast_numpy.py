@@ -3,7 +3,8 @@
 Each computes what the definition of its name says, with fewer passes over memory: it writes in
 place where an array is private, and it sums by products with ones, which BLAS, the library of
 matrix products, does faster. `saved` belongs to the pair alone, so the backward may overwrite it.
-Percentages say how much longer a step of the 4x128 GPT (T 64, B 12, V 65) takes without the pair.
+Percentages say how much longer a step of the 4x128 GPT (T 64, B 12, V 65) takes without the pair,
+on one machine; tests/benchmarks/README.md has the table with its spreads.
 """
 
 from functools import lru_cache
@@ -20,7 +21,7 @@ def _constant(n, value, dtype):
 
 
 def linear_forward(x, w, b):
-    """One product, then b is added in place (2 to 4 %; 20 % of a sampled token)."""
+    """One product, then b is added in place (5 %; 11 % of a sampled token)."""
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ w
     if b is not None:
@@ -37,7 +38,7 @@ def linear_backward(dy, saved):
 
 
 def layer_norm_forward(x, w, b, eps=1e-5):
-    """Keeps the normalised rows h and their scale, 1 / sqrt(variance + eps) (9 to 12 %)."""
+    """Keeps the normalised rows h and their scale, 1 / sqrt(variance + eps) (13 %)."""
     n = x.shape[-1]
     rows = x.reshape(-1, n)
     mean = rows @ _constant(n, 1 / n, x.dtype)
@@ -80,7 +81,7 @@ _AC = _A * 0.044715
 def gelu_forward(x):
     """y = x s, s = (1 + tanh(a x + a c x^3)) / 2, with a = sqrt(2 / pi), c = 0.044715.
 
-    Eight passes over a block that stays in cache, instead of over all of x (13 %).
+    Eight passes over a block that stays in cache, instead of over all of x (32 %).
     """
     flat = x.reshape(-1)
     y, s = np.empty_like(flat), np.empty_like(flat)
@@ -119,7 +120,7 @@ def gelu_backward(dy, saved):
 
 
 def relu2_forward(x):
-    """Keeps r = max(x, 0) (10 to 15 % of a step of `--model gpt`)."""
+    """Keeps r = max(x, 0) (14 % of a step of `--model gpt`)."""
     r = np.maximum(x, 0)
     return r * r, r
 
@@ -139,7 +140,7 @@ def _turns(T, D, base, dtype):
 
 
 def rotary_forward(x, positions, base=1e4):
-    """A pair of channels is a complex number, and a product with e^(i angle) turns it (7 to 11 % of
+    """A pair of channels is a complex number, and a product with e^(i angle) turns it (8 % of
     a step of `--model gpt`)."""
     # Tables are of 2, 4, 8, ... positions: a text that grows token by token needs few of them.
     end = positions.stop if isinstance(positions, slice) else positions.max(initial=0) + 1
@@ -185,7 +186,7 @@ def _shifts(C, lags):
 
 
 def cross_entropy_forward(z, targets, count=None):
-    """Keeps p = softmax(z), one array instead of seven (0 %; 6 to 11 % at V 4,000)."""
+    """Keeps p = softmax(z), one array instead of seven (0 %; 10 % at V 4,000)."""
     if targets.shape != z.shape[:-1]:
         raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
     t = targets.reshape(-1)
@@ -219,7 +220,8 @@ _ROOM = 1 << 17  # scores at a time: 512 KB stay in the L2 cache
 
 
 def attention_forward(q, k, v, mask=None, window=None, causal=True):
-    """Tile by tile of queries, with no key that none of them sees (8 to 10 %).
+    """Tile by tile of queries, with no key that none of them sees (15 %; 59 % of a step of
+    `--model gpt`, whose T is 256).
 
     Memory grows with T, not T^2: a tile's weights p are forgotten. What is kept is lse, the
     logarithm of the sum of e^score, (B, H, 1, T); the backward finds p again as e^(score - lse).
