@@ -1,6 +1,4 @@
-"""A whole GPT in one look: it reads a text, learns what comes next, and goes on writing.
-
-python -m minigpt.tiny FILE      It has GPT-2's form, written with Tensor and its operations."""
+"""A whole GPT in one look, in GPT-2's form: python -m minigpt.tiny FILE learns it and goes on."""
 
 import sys
 
@@ -58,6 +56,8 @@ if __name__ == "__main__":
     file = sys.argv[1] if sys.argv[1:] else sys.exit(__doc__)
     letters, ids = np.unique(list(open(file, encoding="utf-8").read()), return_inverse=True)
     text, test = np.split(ids, [len(ids) * 9 // 10])  # the last tenth is never learned
+    if len(test) <= T:
+        sys.exit(f"{file}: expected more than {10 * T} letters, got {len(ids)}; add some")
     weights = parameters(len(letters))
     moments = [np.zeros((2, *w.shape), np.float32) for w in weights]
     for step in range(1, STEPS + 1):

@@ -22,6 +22,7 @@ TOUR, CHINESE = PACKAGE / "README.md", PACKAGE / "README_zh.md"
 PAGES = [ROOT / "README.md", TOUR, CHINESE]
 MEASURED = re.compile(r"<!-- benchmark: .*?<!-- /benchmark -->", re.S)
 MARK = r"<!-- (file|code|lines): (\S+)(?: ([^\n]*))? -->\n"
+FENCED = re.compile(rf"^(?:{MARK})?```\w*\n.*?^```", re.S | re.M)
 QUOTE = re.compile(rf"({MARK}```python\n).*?(```)", re.S)
 
 
@@ -65,7 +66,8 @@ def chapters(text):
 
 def fingerprint(chapter):
     """What a Chinese chapter names, so that it shows which English one it says."""
-    words = MEASURED.sub("", chapter)  # a new measurement makes no translation old
+    # Neither a new measurement nor a change of code, which is copied, makes a translation old.
+    words = FENCED.sub("", MEASURED.sub("", chapter))
     return hashlib.sha256(words.encode()).hexdigest()[:12]
 
 

@@ -16,7 +16,6 @@ from minigpt.datasets.text import load
 ROOT = Path(__file__).resolve().parents[1]
 TOUR = (ROOT / "minigpt/README.md").read_text(encoding="utf-8")
 CHAPTERS = re.split(r"^## (?=\d+\. )", TOUR, flags=re.M)[1:]
-FENCED = re.compile(rf"^(?:{pages.MARK})?```\w*\n.*?^```", re.S | re.M)
 BLOCK = re.compile(rf"(?:({pages.MARK}))?```python\n(.*?)```", re.S)
 
 
@@ -95,7 +94,7 @@ ENGLISH = pages.chapters(TOUR)[: len(CHINESE)]
 
 def facts(chapter):
     """What does not depend on the language: blocks of code and formulas, pictures, tests."""
-    blocks = [match[0] for match in FENCED.finditer(chapter)]
+    blocks = [match[0] for match in pages.FENCED.finditer(chapter)]
     pictures = re.findall(r"!\[.*?\]\((.*?)\)", chapter)
     return blocks, pictures, sorted(re.findall(r"`tests/[^`]+`", chapter))
 

@@ -1,6 +1,7 @@
 """tiny.py is GPT-2: with the same weights, minigpt's own GPT2 says and learns the same."""
 
 import bz2
+import os
 import re
 import subprocess
 import sys
@@ -49,6 +50,24 @@ def test_a_huge_score_of_a_later_letter_cannot_be_felt(monkeypatch):
         w.data *= 40
     ids = np.array([[0, 1, 2, 3, 4, 0]])
     assert np.isfinite(tiny.gpt(weights, ids).data).all()
+
+
+def test_without_a_text_or_with_too_short_a_one_it_says_so_in_one_line(tmp_path):
+    (tmp_path / "short.txt").write_text("to be")
+    for words, says in (([], "python -m minigpt.tiny FILE"), (["short.txt"], "than 640 letters")):
+        command = [sys.executable, "-m", "minigpt.tiny", *(str(tmp_path / w) for w in words)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1 and says in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_shortest_text_is_long_enough(tmp_path):
+    source = (ROOT / "minigpt/tiny.py").read_text("utf-8").replace("3000, 8e-3", "2, 8e-3")
+    (tmp_path / "tiny.py").write_text(source, encoding="utf-8")
+    (tmp_path / "text.txt").write_text("to be, or not to be. " * 31)  # 651 letters
+    command = [sys.executable, str(tmp_path / "tiny.py"), str(tmp_path / "text.txt")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert "nats" in subprocess.check_output(command, text=True, env=environment)
 
 
 @pytest.mark.slow
