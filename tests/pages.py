@@ -59,8 +59,8 @@ def fill(text):
 
 
 def chapters(text):
-    """The chapters of the tour, from "## 0. ..." on; without what stands between two of them."""
-    found = re.split(r"^(?=## \d+\. )", text, flags=re.M)[1:]
+    """The chapters of the tour, "## 0. ..." to "## 12. ...", and the exercises at its end."""
+    found = re.split(r"^(?=## \d+\. |# Predict|# 先猜)", text, flags=re.M)[1:]
     return [re.split(r"^---$", chapter, flags=re.M)[0].strip() for chapter in found]
 
 
