@@ -12,6 +12,7 @@ messages.py               2  what the program says: lines, errors with a remedy,
 engine/arrays.py          3  which library owns an array: NumPy or CuPy
 engine/autograd.py       25  Tensor (a value), Node (its history), and the walk back: backward
 engine/ops.py            25  the primitive operations, each with its derivative
+engine/guards.py          4  what is refused: ids out of range, shapes that do not fit
 engine/functional.py     25  the formulas of GPT-2, each defined once, in primitive operations
 nn/module.py             12  Module: parameters and their names; all of them as one flat vector
 nn/layers.py              5  Linear, Embedding, LayerNorm, Dropout, MLP

@@ -183,6 +183,7 @@ strict = SimpleNamespace(
     array=array,
     asarray=asarray,
     asnumpy=asnumpy,
+    finfo=np.finfo,
     empty=_poisoned(np.empty),
     empty_like=_poisoned(np.empty_like),
     random=SimpleNamespace(Generator=Generator, Philox4x3210=np.random.Philox),

@@ -4,6 +4,8 @@ CuPy has NumPy's functions for arrays on a GPU. Every op asks `module_of` for th
 operand and calls that library's function, so the same code runs on both.
 """
 
+import math
+
 import numpy as np
 
 LIBRARIES = {np.ndarray: np}  # type of array -> its library; device.py adds CuPy if a GPU answers
@@ -18,6 +20,18 @@ def to_numpy(x):
     """The array x as a NumPy array, copied from the GPU if it is there."""
     xp = module_of(x)
     return np.asarray(x) if xp is np else xp.asnumpy(x)
+
+
+LONG = 1 << 12  # terms of a sum from which on float32 would lose digits
+
+
+def total(x, axis=None, keepdims=False):
+    """The sum of x over axis. NumPy adds terms that are not neighbours in memory one by one, and a
+    large float32 sum loses the last digits of each new term. So long sums are added in float64."""
+    axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    wide = x.ndim and math.prod(x.shape[i] for i in axes) > LONG
+    y = x.sum(axis=axis, keepdims=keepdims, dtype=np.float64 if wide else None)
+    return y.astype(x.dtype) if wide else y
 
 
 def uniform(xp, shape, seed):

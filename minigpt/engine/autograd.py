@@ -2,9 +2,9 @@
 
 Training changes each weight a little so that one number, the loss, becomes smaller. For that it
 needs the gradient: the derivatives of the loss with respect to all weights. Here dx is short for
-d loss / d x, an array of the shape of x. Two facts of calculus are enough:
+∂loss/∂x, an array of the shape of x. Two facts of calculus are enough:
 
-    If x acts on the loss through y alone, dx = dy * (dy / dx): the chain rule.
+    If x acts on the loss through y alone, dx = dy * ∂y/∂x: the chain rule.
     If x acts through several values, their contributions add up.
 
 So an op that computes y from inputs calls `record`, with a rule for each input that turns the
@@ -18,7 +18,8 @@ as weights. One such walk finds all derivatives, however many weights there are.
 
 Rules capture arrays and shapes, never Tensors. So there are no reference cycles, and Python frees
 each array as soon as the walk has passed it. A gradient has no history: there are no second
-derivatives.
+derivatives. Nor does a rule notice if somebody has written to its arrays since (`t.data[0] = 1`);
+but backward() refuses if an optimizer has moved the weights.
 """
 
 import itertools
@@ -28,9 +29,16 @@ from heapq import heappop, heappush
 
 import numpy as np
 
-from minigpt.engine.arrays import LIBRARIES, module_of
+from minigpt.engine.arrays import LIBRARIES, module_of, total
 
 _order = itertools.count()
+FLOATS = np.dtype(np.float32), np.dtype(np.float64)
+NEVER = (-1,)  # `changed` of a tensor to which no optimizer has written: earlier than every order
+
+
+def now():
+    """The next number in the order in which nodes are made: a moment between two ops."""
+    return next(_order)
 
 
 class _Mode(threading.local):
@@ -72,9 +80,9 @@ def bare():
 class Node:
     """One step of history: an op that has run, the order-th of the program.
 
-    inputs: (source, output, shape) of each input that needs a gradient: the source is a leaf, or
-    the Node one of whose outputs it is. backward(*dys): a gradient per output, None for one that
-    was not used -> a gradient per entry of inputs.
+    inputs: (source, output, shape, dtype) of each input that needs a gradient: the source is a
+    leaf, or the Node that made the input. backward(*dys): a gradient per output, None for
+    one that was not used -> a gradient per entry of inputs.
     """
 
     __slots__ = ("order", "inputs", "backward", "outputs", "name")
@@ -89,18 +97,20 @@ class Tensor:
 
     `data` is the array, `grad` (an array) is where `backward` adds up d loss / d data. `node` is
     the op that made it, `output` tells which of that op's outputs it is; a leaf has no node.
-    Numbers, lists and integers become float32 NumPy arrays; float arrays stay as they are.
+    `changed[0]` is the moment, counted like Node.order, when an optimizer last wrote to the array.
+    Numbers, lists and integers become float32 NumPy arrays; float32 and float64 stay as they are.
+    Raises TypeError for other types of numbers.
     """
 
-    __slots__ = ("data", "grad", "requires_grad", "node", "output", "__weakref__")
+    __slots__ = ("data", "grad", "requires_grad", "node", "output", "changed", "__weakref__")
     __array_ufunc__ = None  # so that ndarray * Tensor asks Tensor instead of looping over it
 
     def __init__(self, data, requires_grad=False):
         if type(data) not in LIBRARIES:
             data = np.asarray(data, dtype=getattr(data, "dtype", np.float32))
-        self.data = data if data.dtype.kind == "f" else data.astype(np.float32)
+        self.data = data if data.dtype in FLOATS else _as_float32(data)
         self.requires_grad = requires_grad
-        self.grad, self.node, self.output = None, None, 0
+        self.grad, self.node, self.output, self.changed = None, None, 0, NEVER
 
     shape = property(lambda self: self.data.shape)
     ndim = property(lambda self: self.data.ndim)
@@ -125,6 +135,8 @@ class Tensor:
         """
         if grad is None and self.size == 1:
             grad = module_of(self.data).ones_like(self.data)
+        if grad is not None:
+            grad = module_of(self.data).asarray(raw(grad), dtype=self.dtype)
         if grad is None or grad.shape != self.shape:
             got = "none; sum() to a scalar, or pass it" if grad is None else grad.shape
             raise ValueError(f"backward: expected a gradient of shape {self.shape}, got {got}")
@@ -134,8 +146,9 @@ class Tensor:
         _walk(self.node or self, self.output, grad)
 
     def _without_history(self, what):
-        if self.node is not None:
-            raise RuntimeError(f"{what}: an array cannot carry a tensor's history; use t.detach()")
+        if self.requires_grad:
+            hint = "use the functions of minigpt.engine.ops, or t.data if no gradient is needed"
+            raise RuntimeError(f"{what}: an array cannot carry a tensor's gradient; {hint}")
         return self.data
 
     def __array__(self, dtype=None, copy=None):
@@ -172,6 +185,14 @@ class Tensor:
         if self.requires_grad:
             about += f", op={self.node.name}" if self.node else ", requires_grad=True"
         return f"Tensor({values}, {about})"
+
+
+def _as_float32(a):
+    """An array of integers or truth values as float32.  Raises TypeError for any other."""
+    if a.dtype.kind in "iub":
+        return a.astype(np.float32)
+    need = "float32, float64 or integers, in this machine's byte order"
+    raise TypeError(f"Tensor: expected {need}, got {a.dtype.str}; use a.astype(numpy.float32)")
 
 
 def raw(x):
@@ -228,7 +249,7 @@ def _tensors(y, inputs=(), backward=None, name=None):
     several = isinstance(y, (list, tuple))
     outputs = tuple(map(Tensor, y)) if several else (Tensor(y),)
     if inputs:
-        sources = [(x.node or x, x.output, x.data.shape) for x in inputs]
+        sources = [(x.node or x, x.output, x.data.shape, x.data.dtype) for x in inputs]
         node = Node(sources, backward, len(outputs), name)
         for number, tensor in enumerate(outputs):
             tensor.requires_grad, tensor.node, tensor.output = True, node, number
@@ -239,7 +260,7 @@ def _walk(root, output, grad):
     """Carry grad from an output of root back to all leaves, the youngest node first.
 
     Whatever uses a node is younger than it. So once it is the youngest that waits, all its users
-    have run: its gradient is complete. No recursion is needed, which a long history would exhaust.
+    have run: its gradient is complete. No recursion is needed; a long history would be too deep.
     """
     waiting = []  # a heap of (-order, node): the youngest comes out first
     arrived = {}  # node -> the gradients that have arrived at its outputs so far
@@ -249,12 +270,25 @@ def _walk(root, output, grad):
         if node.backward is None:
             hint = "compute it again, or add the losses and call backward() once"
             raise RuntimeError(f"backward: {node.name} was freed by an earlier backward(); {hint}")
-        gradients = node.backward(*arrived.pop(node))
-        inputs = node.inputs
+        inputs, backward = node.inputs, node.backward
         node.inputs = node.backward = None  # the node is spent: what its rules captured is freed
-        for (source, number, shape), dx in zip(inputs, gradients, strict=True):
+        gradients = backward(*arrived.pop(node))
+        del backward
+        for (source, number, shape, dtype), dx in zip(inputs, gradients, strict=True):
             if dx is not None:
-                _deliver(source, number, _unbroadcast(dx, shape), waiting, arrived)
+                dx = _fitting(_unbroadcast(dx, shape), shape, dtype, source, node)
+                _deliver(source, number, dx, waiting, arrived)
+
+
+def _fitting(dx, shape, dtype, source, node):
+    """dx in the type of its input. Raises RuntimeError if it is no gradient of that input."""
+    if dx.shape != shape:
+        need = f"expected its rule to give a gradient of shape {shape}"
+        raise RuntimeError(f"{node.name}: {need}, got {dx.shape}")
+    if isinstance(source, Tensor) and source.changed[0] > node.order:
+        hint = "call backward() before optimizer.step(), or compute the loss again"
+        raise RuntimeError(f"{node.name}: its weights have changed since it was computed; {hint}")
+    return dx if dx.dtype == dtype else dx.astype(dtype)
 
 
 def _deliver(target, number, dx, waiting, arrived):
@@ -286,6 +320,6 @@ def _unbroadcast(dx, shape):
         return dx
     new_axes = dx.ndim - len(shape)
     if new_axes > 0:  # those that broadcasting puts in front
-        dx = dx.sum(axis=tuple(range(new_axes)))
+        dx = total(dx, tuple(range(new_axes)))
     repeated = tuple(i for i, n in enumerate(shape) if n == 1 and dx.shape[i] != 1)
-    return dx.sum(axis=repeated, keepdims=True) if repeated else dx
+    return total(dx, repeated, keepdims=True) if repeated else dx

@@ -70,7 +70,7 @@ def conv1d(x, w, b, stride=1, padding=0, dilation=1):
 
 @fused
 def max_pool2d(x, size=2, stride=None, padding=0):
-    """y = the largest x in each window, its first if equal.  (B, Y, X, C) -> (B, Y', X', C)
+    """y = the largest x in each window, the first of equals.  (B, Y, X, C) -> (B, Y', X', C)
 
     stride None: windows lie side by side. NaN counts as largest. Source: Ranzato et al. 2007.
     """

@@ -9,6 +9,8 @@ from functools import reduce
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from minigpt.engine.fast_numpy import column_sums
+
 _ROOM = 1 << 18  # elements of a matrix of windows: 1 MB stays in the L2 cache
 
 
@@ -78,7 +80,7 @@ def conv2d_backward(dy, saved):
         for i, j in np.ndindex(how[0]):
             d_windows[part, :, :, i, j] += patches[:, :, :, i, j]
     dy = dy.reshape(-1, n_out)
-    return dx[inside], dw, np.ones(len(dy), dy.dtype) @ dy if biased else None
+    return dx[inside], dw, column_sums(dy) if biased else None
 
 
 def relu_forward(x):
@@ -88,8 +90,8 @@ def relu_forward(x):
 
 
 def relu_backward(dy, saved):
-    """dx = dy where y > 0, else 0"""
-    return (dy * (saved > 0),)
+    """dx = dy where y is not 0, so also where it is NaN, as in PyTorch"""
+    return (dy * (saved != 0),)
 
 
 def max_pool2d_forward(x, size=2, stride=None, padding=0):
@@ -107,11 +109,13 @@ def _places(x, size, stride):
 
 
 def max_pool2d_backward(dy, saved):
-    """dy goes where x = y, to the first such place of a window."""
+    """dy goes where x = y, to the first such place of a window; NaN, if there is one, is the y."""
     x, y, how, inside = saved
-    dx, found = np.zeros_like(x), np.zeros(y.shape, bool)
+    dx, found, broken = np.zeros_like(x), np.zeros(y.shape, bool), np.isnan(y).any()
     for view, d_view in zip(_places(x, *how), _places(dx, *how), strict=True):
         first = view == y
+        if broken:
+            first |= np.isnan(view)
         first &= ~found
         found |= first
         d_view += dy * first

@@ -20,6 +20,21 @@ def _constant(n, value, dtype):
     return np.full(n, value, dtype)
 
 
+_ROWS = 1 << 12  # rows to add at a time: of more, float32 would lose digits as the sum grows
+
+
+def column_sums(x, y=None):
+    """The sum of the rows of x (N, C), of x y if y is given -> (C,)"""
+    parts = []
+    for i in range(0, max(1, len(x)), _ROWS):
+        part = x[i : i + _ROWS]
+        if y is None:
+            parts.append(_constant(len(part), 1, x.dtype) @ part)
+        else:
+            parts.append(np.einsum("ij,ij->j", part, y[i : i + _ROWS]))
+    return parts[0] if len(parts) == 1 else np.sum(parts, axis=0)
+
+
 def linear_forward(x, w, b):
     """One product, then b is added in place (5 %; 11 % of a sampled token)."""
     rows = x.reshape(-1, x.shape[-1])
@@ -33,7 +48,7 @@ def linear_backward(dy, saved):
     """dx = dy w^T, dw = x^T dy, as matmul in ops.py derives; db is the sum of dy's rows."""
     rows, w, shape, biased = saved
     dy = dy.reshape(len(rows), w.shape[1])
-    db = _constant(len(dy), 1, dy.dtype) @ dy if biased else None
+    db = column_sums(dy) if biased else None
     return (dy @ w.T).reshape(shape), rows.T @ dy, db
 
 
@@ -43,6 +58,7 @@ def layer_norm_forward(x, w, b, eps=1e-5):
     rows = x.reshape(-1, n)
     mean = rows @ _constant(n, 1 / n, x.dtype)
     h = rows - mean[:, None]
+    h -= (h @ _constant(n, 1 / n, x.dtype))[:, None]  # what rounding has left of the mean
     variance = np.vecdot(h, h) / n
     scale = ((variance + eps) ** -0.5)[:, None]
     h *= scale
@@ -63,7 +79,7 @@ def layer_norm_backward(dy, saved):
     h, scale, w = saved
     shape, n = dy.shape, dy.shape[-1]
     dy = dy.reshape(-1, n)
-    dw, db = np.einsum("ij,ij->j", dy, h), _constant(len(dy), 1, dy.dtype) @ dy
+    dw, db = column_sums(dy, h), column_sums(dy)
     dx = dy * w  # g
     mean = (dx @ _constant(n, 1 / n, dy.dtype))[:, None]
     h *= np.vecdot(dx, h)[:, None] / n
@@ -101,9 +117,9 @@ def gelu_forward(x):
 def gelu_backward(dy, saved):
     """dx = dy (s + 2 y (1 - s) (a + 3 a c x^2)), which needs no tanh. Why:
 
-    y = x s, so dy/dx = s + x ds/dx. With u = a x + a c x^3 and t = tanh u, s = (1 + t) / 2, and
-    ds/du = (1 - t^2) / 2 = (1 + t) (1 - t) / 2 = 2 s (1 - s). Since du/dx = a + 3 a c x^2 and
-    x s = y, x ds/dx = 2 y (1 - s) (a + 3 a c x^2).
+    y = x s, so ∂y/∂x = s + x ∂s/∂x. With u = a x + a c x^3 and t = tanh u, s = (1 + t) / 2, and
+    ∂s/∂u = (1 - t^2) / 2 = (1 + t) (1 - t) / 2 = 2 s (1 - s). Since ∂u/∂x = a + 3 a c x^2 and
+    x s = y, x ∂s/∂x = 2 y (1 - s) (a + 3 a c x^2).
     """
     x, s, y = saved
     flat, dx = dy.reshape(-1), np.empty_like(x)
@@ -171,7 +187,7 @@ def token_shift_forward(x, past=None, lags=5):
 
 
 def token_shift_backward(dy, saved):
-    """Each channel's gradient goes back to the token that it came from; no token takes the last."""
+    """Each channel's gradient returns to the token it came from; what no token took gets zeros."""
     (_, T, C), dx = dy.shape, dy.copy()
     for back, part in _shifts(C, saved):
         dx[:, : max(0, T - back), part] = dy[:, back:, part]
@@ -187,8 +203,6 @@ def _shifts(C, lags):
 
 def cross_entropy_forward(z, targets, count=None):
     """Keeps p = softmax(z), one array instead of seven (0 %; 10 % at V 4,000)."""
-    if targets.shape != z.shape[:-1]:
-        raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
     t = targets.reshape(-1)
     p = z.reshape(t.size, z.shape[-1])
     p = p - p.max(1, keepdims=True)
@@ -235,7 +249,8 @@ def attention_forward(q, k, v, mask=None, window=None, causal=True):
     if T == 1 and mask is None and window is None:
         y, lse = _attend_once(q, k, v)
         return y, (q, k, v, y, lse, mask, window, causal)
-    qt, y, lse = _flipped(q, D**-0.5), _joinable(q), np.empty((B, H, 1, T), q.dtype)
+    qt, lse = _flipped(q, D**-0.5), np.empty((B, H, 1, T), q.dtype)
+    y = _joinable((B, H, T, v.shape[3]), q.dtype)
     small = _are_small(q, k)
     for i in range(0, T, _TILE):
         end = min(i + _TILE, T)
@@ -247,12 +262,12 @@ def attention_forward(q, k, v, mask=None, window=None, causal=True):
             p = _scores(k[b, h, low:high], qt[b, h, :, i:end], ahead, seen, window, causal)
             top = 0.0 if small else p.max(2, keepdims=True)
             if not small:
+                np.maximum(top, np.finfo(top.dtype).min, out=top)  # -inf - (-inf) would be NaN
                 p -= top
             np.exp(p, out=p)
             total = _constant((1, high - low), 1, p.dtype) @ p
             if mask is not None or window is not None:
-                nothing = total == 0 if small else top < -1e29
-                total[nothing] = np.inf  # queries that see nothing get zeros
+                total[total == 0] = np.inf  # queries that see nothing get zeros
             y_i = np.matmul(p.swapaxes(2, 3), v[b, h, low:high], out=y[b, h, i:end])
             y_i /= total.swapaxes(2, 3)
             np.add(np.log(total), top, out=lse[b, h, :, i:end])
@@ -260,9 +275,10 @@ def attention_forward(q, k, v, mask=None, window=None, causal=True):
 
 
 def _are_small(q, k):
-    """Whether no score is above 60, as q k <= |q| |k|. In float32 even a million e^60 add up."""
+    """Whether no score is above 60, as q k <= |q| |k|; a million e^60 still fit in a float32."""
     D = q.shape[3]
-    q, k = (np.vecdot(x, x).max(initial=0) for x in (q, k))
+    with np.errstate(over="ignore"):
+        q, k = (np.vecdot(x, x).max(initial=0) for x in (q, k))
     return q * k < 60**2 * D
 
 
@@ -282,10 +298,11 @@ def _attend_once(q, k, v):
 def attention_backward(dy, saved):
     """dv = p^T dy, ds = p (dy v^T - sum over d of dy_d y_d), dq = ds k, dk = ds^T q. Why:
 
-    y = p v is a product, so dv = p^T dy and dp = dy v^T. p = softmax(s), so (fast_cupy.py derives
-    it) ds = p (dp - sum over j of p_j dp_j). That sum is the sum over j and d of p_j dy_d v_jd,
-    and as the sum over j of p_j v_jd is y_d, it equals the sum over d of dy_d y_d, which needs no
-    p. s = q k^T is a product again; 1 / sqrt(D) goes into q at first, and into dq, dk at last.
+    y = p v is a product, so dv = p^T dy and dp = dy v^T. p = softmax(s), so (chapter 3
+    of the tour) ds = p (dp - sum over j of p_j dp_j). That sum is the sum over j and d of
+    p_j dy_d v_jd, and as the sum over j of p_j v_jd is y_d, it equals the sum over d of dy_d y_d,
+    which needs no p. s = q k^T is a product again; 1 / sqrt(D) goes into q at first, and into dq,
+    dk at last.
 
     s - lse and dp - sum are products, too: k and v get a column of ones, and q^T and dy^T a row of
     -lse and of -sum. This saves two passes over the scores (4 % at T 1,024).
@@ -296,7 +313,7 @@ def attention_backward(dy, saved):
     (B, H, T, D), past = q.shape, k.shape[2] - q.shape[2]
     qt, dyt = _flipped(q, D**-0.5, -lse), _flipped(dy, 1.0, -np.vecdot(dy, y)[:, :, None])
     k1, v1 = (np.concatenate((x, np.ones_like(x[..., :1])), 3) for x in (k, v))
-    dq, dk, dv = (_joinable(x) for x in (q, k, v))
+    dq, dk, dv = (_joinable(x.shape, x.dtype) for x in (q, k, v))
     dq[...] = 0
     for j in range(0, past + T, _TILE):
         end = min(j + _TILE, past + T)
@@ -327,7 +344,7 @@ def _parts(B, H, scores):
 
 
 def _scores(k, qt, ahead, mask, window, causal):
-    """s = k q^T / sqrt(D), -1e30 where a query may not see a key -> (.., H, keys, queries)
+    """s = k q^T / sqrt(D), -inf where a query may not see a key -> (.., H, keys, queries)
 
     qt is q^T / sqrt(D). The first query stands `ahead` positions after the first key.
     """
@@ -337,19 +354,24 @@ def _scores(k, qt, ahead, mask, window, causal):
         row = max(0, ahead + 1)
         column = max(0, s.shape[2] - row) if causal else 0
     if column:
-        shut = _hidden(s.shape[2] - row, min(column, s.shape[3]), ahead - row, window, causal)
+        most = _most(
+            s.shape[2] - row, min(column, s.shape[3]), ahead - row, window, causal, s.dtype
+        )
         if mask is not None:
-            shut = shut | (mask[:, None, :, None] == 0)
-        s[:, :, row:, :column] += shut * s.dtype.type(-1e30)
+            most = np.where(mask[:, None, :, None] == 0, most.dtype.type(-np.inf), most)
+        part = s[:, :, row:, :column]
+        np.fmin(part, most, out=part)  # of a number and NaN, fmin takes the number
     return s
 
 
 @lru_cache(8)
-def _hidden(keys, queries, ahead, window, causal):
-    """Which key a query may not see, as it comes later or too long before -> (keys, queries)"""
+def _most(keys, queries, ahead, window, causal, dtype):
+    """The largest score that a key may have: inf where a query sees it, -inf where it comes later
+    or too long before -> (keys, queries)"""
     key, query = np.arange(keys)[:, None], np.arange(queries) + ahead
     later = key > query if causal else np.zeros((keys, queries), bool)
-    return later if window is None else later | (key <= query - window)
+    hidden = later if window is None else later | (key <= query - window)
+    return np.where(hidden, -np.inf, np.inf).astype(dtype)
 
 
 def _flipped(x, scale, *rows):
@@ -362,7 +384,7 @@ def _flipped(x, scale, *rows):
     return y
 
 
-def _joinable(x):
-    """An empty array of the shape of x (B, H, T, D) that lies in memory as (B, T, H, D)."""
-    B, H, T, D = x.shape
-    return np.empty((B, T, H, D), x.dtype).transpose(0, 2, 1, 3)
+def _joinable(shape, dtype):
+    """An empty array of shape (B, H, T, D) that lies in memory as (B, T, H, D)."""
+    B, H, T, D = shape
+    return np.empty((B, T, H, D), dtype).transpose(0, 2, 1, 3)

@@ -10,6 +10,8 @@ with what the cells returned. The gradients of the weights are one product over 
 
 import numpy as np
 
+from minigpt.engine.fast_numpy import column_sums
+
 
 def _blocks(w, G):
     """w (I, G H) -> (G, H / 32, I, 32). BLAS copies a wide matrix before it multiplies by it, but
@@ -75,8 +77,8 @@ def _run_back(dys, saved):
         if padding is not None:
             ds = [d + more for d, more in zip(ds, passing, strict=True)]
     (dz, du), h = both.reshape(2, T * B, n), h.reshape(T * B, H)
-    dx, one = (dz @ w_ih.T).reshape(T, B, len(w_ih)).swapaxes(0, 1), np.ones(T * B, h.dtype)
-    return dx, *ds, x.T @ dz, h.T @ du, one @ dz, one @ du
+    dx = (dz @ w_ih.T).reshape(T, B, len(w_ih)).swapaxes(0, 1)
+    return dx, *ds, x.T @ dz, h.T @ du, column_sums(dz), column_sums(du)
 
 
 def rnn_forward(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):

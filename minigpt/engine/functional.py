@@ -12,11 +12,11 @@ from importlib import import_module
 from inspect import signature
 
 from minigpt.engine.arrays import module_of, uniform
-from minigpt.engine.autograd import Tensor, mode, raw, record_joint
+from minigpt.engine.autograd import FLOATS, Tensor, mode, raw, record_joint
+from minigpt.engine.guards import GUARDS, IGNORED
 from minigpt.engine.ops import exp, log, matmul, max, mean, reshape, sqrt, sum, tanh, where
 
 PAIRS = {}  # name of a library -> its files of fast functions: modules, or names of modules
-IGNORED = -100  # a target that is not scored, as in PyTorch and Hugging Face
 
 
 def fast(name, x):
@@ -41,6 +41,7 @@ def fused(definition):
     """
     name, parameters = definition.__name__, signature(definition)
     forward_name, backward_name = f"{name}_forward", f"{name}_backward"
+    guard = GUARDS.get(name)
 
     @wraps(definition)
     def call(*args, **options):
@@ -49,8 +50,10 @@ def fused(definition):
             bound.apply_defaults()
             args = bound.args
         arrays = [x.data if isinstance(x, Tensor) else x for x in args]  # raw(x), without its call
+        if guard:
+            guard(*arrays)
         forward = fast(forward_name, arrays[0])
-        if forward is None:
+        if forward is None or arrays[0].dtype not in FLOATS:
             return definition(*args)
         try:
             y, saved = forward(*arrays)
@@ -112,13 +115,11 @@ def cross_entropy(z, targets, count=None):
     """How surprised logits z are by the targets: -sum ln softmax(z)[target] / count.
 
     z (..., V), targets (...) ids -> (), in nats per target. A nat is the surprise at an event of
-    probability 1 / e; who gives each of V tokens the same probability has a loss of ln V.
+    probability 1 / e; a model that gives all V tokens the same probability has a loss of ln V.
     Targets of -100 are not scored. count is the number of targets scored here unless it is given:
     with the number of the whole batch, the losses of its parts add up to the mean.
     Raises ValueError if the shapes disagree. Source: Goodfellow et al. 2016, section 6.2.2.3.
     """
-    if targets.shape != z.shape[:-1]:
-        raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
     xp, t = module_of(raw(z)), targets.reshape(-1)
     scored = t != IGNORED
     logp = log_softmax(reshape(z, (t.size, z.shape[-1])))
@@ -135,6 +136,7 @@ def layer_norm(x, w, b, eps=1e-5):
     1607.06450.
     """
     x = x - mean(x, -1, keepdims=True)
+    x = x - mean(x, -1, keepdims=True)  # again: what rounding left would matter in equal numbers
     return x / sqrt(mean(x * x, -1, keepdims=True) + eps) * w + b
 
 
@@ -179,5 +181,6 @@ def attention(q, k, v, mask=None, window=None, causal=True):
     if mask is not None:
         seen = seen & (mask[:, None, None, :] != 0)  # (B, 1, T, S)
     z = matmul(q, k.transpose((0, 1, 3, 2))) * q.shape[3] ** -0.5  # (B, H, T, S)
-    p = softmax(where(seen, z, -1e30))  # not -inf: -inf - (-inf) of a row without keys is NaN
+    lowest = xp.finfo(z.dtype).min  # not -inf: -inf - (-inf) of a row without keys is NaN
+    p = softmax(where(seen, z, lowest))
     return matmul(where(seen, p, 0.0), v)

@@ -1,38 +1,62 @@
 """The primitive operations: each computes on arrays and records its derivatives beside it.
 
-Operands are Tensors or arrays, of arithmetic also numbers. Shapes broadcast as in NumPy: where one
-operand lacks an axis, or has size 1 there, its numbers are repeated. The engine sums each gradient
-back to its input's shape. The last lines of this file give Tensor its operators.
+Operands are Tensors or arrays; arithmetic takes numbers, too. Integers are converted to the float
+type of the other operand. Shapes broadcast as in NumPy: where one operand lacks an axis, or has
+size 1 there, its numbers are repeated. The engine sums each gradient back to its input's shape.
+The last lines of this file give Tensor its operators.
 """
 
 import math
 from functools import partial, wraps
 from itertools import pairwise
 
-from minigpt.engine.arrays import module_of
+import numpy as np
+
+from minigpt.engine.arrays import module_of, total
 from minigpt.engine.autograd import Tensor, raw, record
+
+
+def operands(a, b):
+    """The arrays of two operands. NumPy would make float64 of float32 and integers, or of float32
+    and a NumPy number; as in PyTorch, both take the type of the other operand instead."""
+    x, w = raw(a), raw(b)
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return x, w
+    return _in_type_of(w, x), _in_type_of(x, w)
+
+
+def _in_type_of(other, x):
+    if isinstance(x, np.generic):
+        return x.item()
+    dtype = getattr(x, "dtype", None)
+    if dtype is None or dtype.kind not in "iu":
+        return x
+    theirs = getattr(other, "dtype", None)
+    return x.astype(theirs if theirs is not None and theirs.kind == "f" else np.float32)
 
 
 def add(a, b):
     """y = a + b"""
-    return record(raw(a) + raw(b), (a, lambda dy: dy), (b, lambda dy: dy))
+    x, w = operands(a, b)
+    return record(x + w, (a, lambda dy: dy), (b, lambda dy: dy))
 
 
 def subtract(a, b):
     """y = a - b"""
-    return record(raw(a) - raw(b), (a, lambda dy: dy), (b, lambda dy: -dy))
+    x, w = operands(a, b)
+    return record(x - w, (a, lambda dy: dy), (b, lambda dy: -dy))
 
 
 def multiply(a, b):
     """y = a b, elementwise.  If a grows by a little, y grows by b times as much: da = dy b."""
-    x, w = raw(a), raw(b)
+    x, w = operands(a, b)
     return record(x * w, (a, lambda dy: dy * w), (b, lambda dy: dy * x))
 
 
 def divide(a, b):
-    """y = a / b, elementwise; dy/db = -a / b^2 = -y / b, which needs no a"""
-    w = raw(b)
-    y = raw(a) / w
+    """y = a / b, elementwise; ∂y/∂b = -a / b^2 = -y / b, which needs no a"""
+    x, w = operands(a, b)
+    y = x / w
     return record(y, (a, lambda dy: dy / w), (b, lambda dy: -dy * y / w))
 
 
@@ -42,15 +66,18 @@ def negative(x):
 
 
 def power(a, b):
-    """y = a^b, elementwise; a gradient of b needs a > 0"""
-    x, p = raw(a), raw(b)
+    """y = a^b, elementwise; a gradient of b needs a >= 0"""
+    x, p = operands(a, b)
     y = x**p
 
     def rule_of_a(dy):
-        return dy * p * x ** (p - (p != 0))  # b a^(b-1); of a^0 it is 0, also where a is 0
+        return dy * p * x ** (p - (p != 0))  # b a^(b-1), but 0 and not 0 / 0 where a and b are 0
 
     def rule_of_b(dy):
-        return dy * y * module_of(y).log(x, dtype=y.dtype)  # a^b = e^(b ln a)
+        xp = module_of(y)
+        never = (x == 0) & (p >= 0)  # 0^b stays as it is if b moves
+        ln = xp.log(xp.where(never, 1.0, x), dtype=y.dtype)
+        return dy * y * ln  # a^b = e^(b ln a)
 
     return record(y, (a, rule_of_a), (b, rule_of_b))
 
@@ -59,7 +86,7 @@ def exp(x):
     """y = e^x"""
     a = raw(x)
     y = module_of(a).exp(a)
-    return record(y, (x, lambda dy: dy * y))  # dy/dx = y: keep y, let x go
+    return record(y, (x, lambda dy: dy * y))  # ∂y/∂x = y: keep y, let x go
 
 
 def log(x):
@@ -92,7 +119,7 @@ def clip(x, low=None, high=None):
 def where(condition, a, b):
     """y = a where the bool array condition holds, else b"""
     pick = partial(module_of(condition).where, condition)
-    y = pick(raw(a), raw(b))
+    y = pick(*operands(a, b))
     return record(y, (a, lambda dy: pick(dy, 0.0)), (b, lambda dy: pick(0.0, dy)))
 
 
@@ -102,7 +129,7 @@ def sum(x, axis=None, keepdims=False):
     Each element of x counts once in its sum, so it gets the gradient of that sum.
     """
     shape = x.shape
-    y = raw(x).sum(axis=axis, keepdims=keepdims)
+    y = total(raw(x), axis, keepdims)
     return record(y, (x, lambda dy: _spread(dy, shape, axis, keepdims)))
 
 
@@ -112,7 +139,7 @@ def _spread(dy, shape, axis, keepdims):
     Example: (2, 3, 5) was reduced over axis 1 to (2, 5). The lost axis returns with size 1, which
     gives (2, 1, 5), and broadcasting repeats that to (2, 3, 5) as a view, without a copy.
     """
-    if axis is not None and not keepdims:
+    if shape and axis is not None and not keepdims:  # a number, of shape (), lost no axis
         dy = module_of(dy).expand_dims(dy, axis)
     return module_of(dy).broadcast_to(dy, shape)
 
@@ -149,7 +176,7 @@ def matmul(a, b):
     of dy_nm b_km, which is the product da = dy b^T. Likewise b_km stands in y_nm for every n, times
     a_nk, so its gradient is the sum over n of a_nk dy_nm, which is db = a^T dy.
     """
-    x, w = raw(a), raw(b)
+    x, w = operands(a, b)
     if x.ndim == 1 or w.ndim == 1:
         return _vector_matmul(a, b)
     if x.ndim > 2 and w.ndim == 2:
@@ -179,16 +206,22 @@ def reshape(x, *shape):
     return record(raw(x).reshape(*shape), (x, lambda dy: dy.reshape(before)))
 
 
-def transpose(x, axes=None):
-    """y = x with its axes permuted: axis i of y is axis axes[i] of x; None reverses them"""
+def transpose(x, *axes):
+    """y = x with its axes permuted: axis i of y is axis axes[i] of x; without axes, reversed
+
+    axes: integers, or one tuple of them.
+    """
+    y = raw(x).transpose(*axes)
+    n = y.ndim
+    order = range(n)[::-1]
+    if axes and axes[0] is not None:
+        order = [axis % n for axis in (axes[0] if isinstance(axes[0], (tuple, list)) else axes)]
 
     def rule(dy):
-        n = dy.ndim
-        order = [axis % n for axis in axes] if axes is not None else list(range(n))[::-1]
         went_to = [order.index(i) for i in range(n)]  # axis i of x is axis went_to[i] of y
         return dy.transpose(went_to)
 
-    return record(raw(x).transpose(axes), (x, rule))
+    return record(y, (x, rule))
 
 
 def pad(x, widths, value=0.0):
@@ -206,6 +239,7 @@ def _part(axis, start, end):
 
 def concatenate(xs, axis=0):
     """y = the tensors one after the other along axis; dy is cut back into their parts"""
+    xs = [*xs]  # they may come from a generator, and are read twice
     arrays = [raw(x) for x in xs]
     axis = axis % arrays[0].ndim
     inputs, start = [], 0
@@ -218,7 +252,11 @@ def concatenate(xs, axis=0):
 
 def stack(xs, axis=0):
     """y = the tensors side by side along a new axis"""
-    at = axis % (xs[0].ndim + 1)
+    xs = [*xs]
+    n = xs[0].ndim + 1
+    if not -n <= axis < n:
+        raise ValueError(f"stack: expected an axis from {-n} to {n - 1}, got {axis}")
+    at = axis % n
     return concatenate([reshape(x, x.shape[:at] + (1,) + x.shape[at:]) for x in xs], at)
 
 
@@ -230,9 +268,12 @@ def split(x, parts, axis=0):
     a = raw(x)
     axis, size, starts = axis % a.ndim, a.shape[axis], parts
     if isinstance(parts, int):
-        if size % parts:
+        if parts < 1 or size % parts:
             raise ValueError(f"split: expected a size that {parts} divides, got {size}")
-        starts = range(size // parts, size, size // parts)
+        starts = range(size // parts, size, size // parts) if size else [0] * (parts - 1)
+    starts = [min(start % size if start < 0 else start, size) for start in starts]
+    if starts != sorted(starts):
+        raise ValueError(f"split: expected indices in rising order, got {parts}")
     ys = [a[_part(axis, start, end)] for start, end in pairwise([0, *starts, size])]
     xp, dtype, shapes = module_of(a), a.dtype, [y.shape for y in ys]
 

@@ -29,7 +29,7 @@ def rotary(x, positions, base=1e4):
     cos, sin = xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype)
     a, b = x[..., 0::2], x[..., 1::2]
     turned = [a * cos - b * sin, a * sin + b * cos]
-    return reshape(stack(turned, -1), x.shape)  # a and b take turns again, as in x
+    return reshape(stack(turned, -1), x.shape)  # a and b alternate again, as in x
 
 
 LAGS = 5  # how many tokens before its own a layer sees by token_shift

@@ -50,13 +50,13 @@ def rnn(x, h, w_ih, w_hh, b_ih, b_hh, mask=None):
 
 @fused
 def lstm(x, h, c, w_ih, w_hh, b_ih, b_hh, mask=None):
-    """A second state c changes by addition only, so it can keep a number over many steps.
+    """A second state c is only scaled by f and added to, so it can keep a number over many steps.
 
     c_t = s(f) c_{t-1} + s(i) tanh(g);  h_t = s(o) tanh(c_t), s = sigmoid, with
     i, f, g, o = x_t w_ih + b_ih + h_{t-1} w_hh + b_hh.
     The gates, between 0 and 1, decide what comes in (i), what is kept (f) and what shows (o).
     x (B, T, I), h, c (B, H), w_ih (I, 4H), w_hh (H, 4H), b (4H,), mask (B, T), 0 = skip
-    -> (B, T, H), the last of which is h, and c.
+    -> h at all times (B, T, H), and the last c (B, H).
     Source: Hochreiter & Schmidhuber 1997; Gers et al. 2000; the form is torch.nn.LSTM's.
     """
 

@@ -1,6 +1,7 @@
 """The layers that every architecture shares: parameters, and the formula that uses them."""
 
 from minigpt.engine.functional import dropout, embedding, layer_norm, linear
+from minigpt.engine.guards import within
 from minigpt.nn.module import Module, constant, normal
 
 
@@ -30,7 +31,7 @@ class Embedding(Module):
 class LayerNorm(Module):
     """y = (x - mean) / sqrt(variance + eps) w + b over the last axis.  x (..., C) -> (..., C)
 
-    Whatever the size of x, y starts at the size of one, and so do the gradients behind it.
+    Whatever the size of x, y starts with variance 1, so the next layer gets inputs of one size.
     """
 
     def __init__(self, n, eps=1e-5):
@@ -47,6 +48,7 @@ class Dropout(Module):
     """
 
     def __init__(self, p, rng):
+        within("dropout", p=p)
         self.p, self.rng = p, rng
 
     def forward(self, x):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minigpt.engine.arrays import module_of, to_numpy
-from minigpt.engine.autograd import Tensor
+from minigpt.engine.autograd import NEVER, Tensor
 
 
 def normal(rng, shape, std):
@@ -23,7 +23,7 @@ class Module:
     dotted names of the attributes are the names in a checkpoint: blocks.0.mlp.up.weight.
     """
 
-    training = True  # dropout asks
+    training = True  # Dropout acts only while this is True
     table = False  # whether its weight is a table of rows to look up, which Muon leaves to AdamW
 
     def __call__(self, *args, **options):
@@ -60,7 +60,7 @@ class Module:
         return module_of(next(iter(self.named_parameters().values())).data)
 
     def parameter_count(self):
-        """How many numbers the model learns."""
+        """How many numbers the model has."""
         return sum(p.size for p in self.named_parameters().values())
 
     def state_dict(self):
@@ -89,10 +89,13 @@ class Module:
         return self.train(False)
 
     def to(self, xp=np, dtype=np.float32):
-        """Move the parameters to library xp (numpy or cupy) and dtype, before Flat(model)."""
+        """Move the parameters to library xp (numpy or cupy) and dtype, before Flat(model).
+
+        Raises TypeError unless dtype is float32 or float64.
+        """
         for p in self.named_parameters().values():
             data = to_numpy(p.data) if xp is np else xp.asarray(p.data)
-            p.data, p.grad = data.astype(dtype), None
+            p.data, p.grad = Tensor(data.astype(dtype)).data, None
         return self
 
 
@@ -138,13 +141,15 @@ class Flat:
     Weight decay may shrink the numbers before `decayed`, so tables too, but not biases and norms:
     those are few, and a norm whose weight is zero would silence its input.
 
-    From here on p.data and p.grad are views: write into them, never rebind them. `ranks` are the
+    A parameter with requires_grad = False is in neither vector: training leaves it as it is, and a
+    checkpoint holds it, too. From here on p.data and p.grad are views: write into them, but never
+    replace them, and freeze no parameter; the next step raises if that was done. `ranks` are the
     processes that share the vector of gradients (training/ranks.py), None if there are no others.
     """
 
     def __init__(self, model, ranks=None):
         kinds, named = kinds_of(model), model.named_parameters()
-        names = sorted(named, key=kinds.get)
+        names = sorted((name for name, p in named.items() if p.requires_grad), key=kinds.get)
         parameters, places, total = [named[name] for name in names], [], 0
         self.hidden = self.decayed = 0
         for name, p in zip(names, parameters, strict=True):
@@ -155,13 +160,17 @@ class Flat:
             if kinds[name] in (HIDDEN, TABLE):
                 self.decayed = total
 
+        if not names:
+            raise ValueError("Flat: expected a model with a parameter to train, got none")
         xp, dtype = module_of(parameters[0].data), parameters[0].dtype
         common = ranks.zeros if ranks else None  # memory that all processes see
-        self.ranks, self.matrices = ranks, []
+        self.ranks, self.matrices, self.views, self.changed = ranks, [], [], [*NEVER]
         self.data, self.grad = xp.zeros(total, dtype), (common or xp.zeros)(total, dtype)
         for name, p, place in zip(names, parameters, places, strict=True):
             self.data[place] = p.data.reshape(-1)
             p.data = self.data[place].reshape(p.shape)
             p.grad = self.grad[place].reshape(p.shape)
+            p.changed = self.changed  # one list for all
+            self.views.append((name, p, p.data, p.grad))
             if kinds[name] == HIDDEN:
                 self.matrices.append((place, (p.size // p.shape[-1], p.shape[-1])))

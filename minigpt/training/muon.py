@@ -1,9 +1,11 @@
 """Muon, the optimizer of the default recipe: all directions of a matrix learn at one pace."""
 
+import math
 from types import SimpleNamespace
 
 from minigpt.engine.arrays import module_of
 from minigpt.engine.functional import fast
+from minigpt.engine.guards import moves_weights, within
 from minigpt.training.optim import AdamW
 
 
@@ -32,7 +34,7 @@ def orthogonal(g, steps=5):
     return x.T if tall else x
 
 
-FADING = 20  # how many times as fast as matrices tables decay
+FADING = 20  # tables decay this many times as fast as matrices
 
 
 class Muon:
@@ -56,6 +58,8 @@ class Muon:
     kept = 1, 2  # numbers remembered per weight of a hidden matrix, and per other weight
 
     def __init__(self, flat, weight_decay=0.1, momentum=0.95):
+        within("Muon", momentum=momentum)
+        within("Muon", math.inf, weight_decay=weight_decay)
         self.flat, self.weight_decay, self.momentum = flat, weight_decay, momentum
         rest = slice(flat.hidden, None)  # the vector begins with the hidden matrices
         tables = flat.decayed - flat.hidden  # where they end in the rest
@@ -64,6 +68,7 @@ class Muon:
         m = module_of(flat.data).zeros_like(flat.data[: flat.hidden])
         self.moments = {"momentum": m} | self.rest.moments
 
+    @moves_weights
     def step(self, rate, number):
         if shared := fast("muon_step", self.flat.data):  # the same in less time: fast_optim.py
             return shared(self, rate, number)

@@ -10,6 +10,7 @@ import math
 
 from minigpt.engine.arrays import module_of
 from minigpt.engine.functional import fast
+from minigpt.engine.guards import moves_weights, within
 
 
 class SGD:
@@ -29,9 +30,12 @@ class SGD:
     kept = 1, 1  # numbers remembered per weight of a hidden matrix, and per other weight
 
     def __init__(self, flat, weight_decay=0.0, momentum=0.9):
+        within("SGD", momentum=momentum)
+        within("SGD", math.inf, weight_decay=weight_decay)
         self.flat, self.weight_decay, self.momentum = flat, weight_decay, momentum
         self.moments = {"v": module_of(flat.data).zeros_like(flat.data)}
 
+    @moves_weights
     def step(self, rate, number):
         """Update the weights. rate: the learning rate; number counts the steps from 1."""
         w, g, v = self.flat.data, self.flat.grad, self.moments["v"]
@@ -61,10 +65,13 @@ class AdamW:
     kept = 2, 2
 
     def __init__(self, flat, weight_decay=0.1, betas=(0.9, 0.99), eps=1e-8):
+        within("AdamW", beta_1=betas[0], beta_2=betas[1])
+        within("AdamW", math.inf, weight_decay=weight_decay, eps=eps)
         self.flat, self.weight_decay, self.betas, self.eps = flat, weight_decay, betas, eps
         zeros = module_of(flat.data).zeros_like
         self.moments = {"m": zeros(flat.data), "v": zeros(flat.data)}
 
+    @moves_weights
     def step(self, rate, number):
         if in_place := fast("adamw_step", self.flat.data):  # the same in less time: fast_optim.py
             return in_place(self, rate, number)
