@@ -4,7 +4,7 @@ python sample.py                                   the newest run in out/ writes
 python sample.py --prompt "The with statement"     ... and goes on from your words
 python sample.py out/manual-gpt --interactive      a prompt per line, until Ctrl-D
 python sample.py out/translation-gpt --prompt "three hundred and ten"       ... or answers
-python sample.py out/credit-gpt --input new.csv    a classifier: probabilities; without, its report
+python sample.py out/credit-gpt --input new.csv    probabilities; without --input: the test report
 python sample.py --look "To be, or not"            a page that shows what the model sees in a text
 """
 
@@ -42,7 +42,7 @@ def main(words=None):
             return show(args, model, application)
         prompt = args.prompt if talks else application.without_prompt(model, args, piped)
     except BrokenPipeError:
-        raise  # of a report, see below
+        raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError) as error:
         parser.error(str(error))
     rng = np.random.default_rng(args.seed)
@@ -67,8 +67,10 @@ def show(args, model, application):
 
     if args.explain is not None:
         return print(inside.explain(model, application, args.explain, sys.stdout))
-    Path("look.html").write_text(inside.look(model, application, args.look), encoding="utf-8")
-    print("look.html: open it in a browser")
+    run = Path(application.config.out)
+    page = (run if run.is_dir() else run.parent) / "look.html"
+    page.write_text(inside.look(model, application, args.look), encoding="utf-8")
+    print(f"{page}: open it in a browser")
 
 
 def load(path, library):
@@ -118,14 +120,16 @@ def command_line():
     add, whole, natural = parser.add_argument, number(int, (">=", 1)), number(int, (">=", 0))
     positive, share = number(float, (">=", 0)), number(float, (">", 0), ("<=", 1))
     add("--version", action="version", version=f"minigpt {minigpt.__version__}")
-    add("run", nargs="?", metavar="DIR|FILE", help="a run's folder, or a checkpoint in it")
+    add("run", nargs="?", metavar="DIR|FILE",
+        help="a run's folder or a checkpoint in it (default: the newest run in out/)")  # fmt: skip
     add("--prompt", metavar="TEXT", help="go on from here (default: standard input, if piped)")
     add("--interactive", action="store_true", help="read prompts, one per line")
     add("--tokens", type=whole, default=500, metavar="N", help="how many to write (default 500)")
     add("--temperature", type=positive, metavar="N",
-        help="0: always the likeliest; higher: wilder (default 0.8; of answers 0)")  # fmt: skip
-    add("--top-k", type=whole, metavar="N", help="draw from the N likeliest only")
-    add("--top-p", type=share, metavar="N", help="draw from the fewest that hold this probability")
+        help="0: the most likely token; higher: more random (default 0.8; answers 0)")  # fmt: skip
+    add("--top-k", type=whole, metavar="N", help="draw from the N most likely tokens only")
+    add("--top-p", type=share, metavar="N",
+        help="draw from the fewest tokens whose probabilities add up to N")  # fmt: skip
     add("--stop", metavar="TEXT", default="", help="end before this text, if it comes")
     add("--count", type=whole, default=1, metavar="N", help="how many samples (default 1)")
     add("--seed", type=natural, default=1337, metavar="N",
@@ -133,10 +137,11 @@ def command_line():
     add("--device", choices=["auto", "cpu", "gpu"], default="auto",
         help="auto: a GPU if one answers (default auto)")  # fmt: skip
     add("--explain", metavar="TEXT",
-        help="print this text, the redder the more it surprises the model")  # fmt: skip
+        help="print this text; the redder a token, the more it surprises the model (if the output "
+        "is no terminal: a list)")  # fmt: skip
     add("--look", metavar="TEXT", nargs="?", const="",
-        help="write look.html: what the model sees in this text, head by head; of a classifier, "
-        "what its answers hang on")  # fmt: skip
+        help="write look.html into the run's folder: what each head sees in this text; for a "
+        "classifier, which inputs its answers depend on")  # fmt: skip
     add("--input", metavar="FILE", help="a classifier: print the probabilities of these rows, "
         "images or sounds (.csv, .npy, .wav); default: its report on held-out data")  # fmt: skip
     return parser
@@ -149,7 +154,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         print()
-    except BrokenPipeError:  # the reader, say head, has seen enough; no flush into a closed pipe
+    except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
         os._exit(0)
     except OSError as error:  # a full disk
         print(f"sample.py: cannot write: {error.strerror}", file=sys.stderr)

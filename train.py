@@ -3,7 +3,7 @@
 python train.py                a GPT learns to write from the documentation of this Python
 python train.py --data FILE    ... from a text of your own
 python train.py --data digits --model conv    a CNN learns to read digits; see README for more
-python train.py --resume       continue a run that was stopped, as if it never had been
+python train.py --resume       continue a run that was stopped, as if it had never been stopped
 python train.py --model gpt3-175b --dry-run    what GPT-3 would cost
 """
 
@@ -46,7 +46,7 @@ def main(words=None):
             with plain() if config.plain else contextlib.nullcontext():
                 six_steps(kind, config, saved, check)
     except BrokenPipeError:
-        raise  # see below
+        raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         room = "; lower --batch-size or --n-embd" if isinstance(error, MemoryError) else ""
         parser.error(f"{error}{room}")
@@ -95,8 +95,8 @@ def six_steps(kind, config, saved, check=False):
 
 def train_and_validate(ranks, config, model, application, rng, windows, about, saved):
     """Steps 4 and 5, which each process runs on its share of every batch -> the Trainer."""
-    with plain() if config.plain else contextlib.nullcontext():  # a new process has to be told
-        # 4 train: predict, compare, change every weight a little so that the loss falls; again.
+    with plain() if config.plain else contextlib.nullcontext():  # a new process starts without it
+        # 4 train: predict, compare, change every weight a little so that the loss falls; repeat.
         optimizer = optimizer_class(config.optimizer)(Flat(model, ranks), config.weight_decay)
         batches, report = application.stream(), application.report
         trainer = Trainer(
@@ -130,7 +130,7 @@ def check_gradients(kind, model, x, y):
 
 
 def share(program, config, model, *rest):
-    """Run program(ranks, config, model, *rest) in as many processes as are asked for, or as pay."""
+    """Run program(ranks, config, model, *rest) in --workers processes, or as many as save time."""
     if config.workers == 1:
         return program(Alone(), config, model, *rest)
     from minigpt.training import processes
@@ -142,7 +142,8 @@ def share(program, config, model, *rest):
 def check_room(kind, config, library, saved):
     """Raise ValueError before any data is read if this machine is too small for the run.
 
-    The workers of a run that is resumed are not refused: another machine may have begun it.
+    The workers of a resumed run are not refused if their number is unchanged: it may be a smaller
+    machine than the one that began it.
     """
     before = saved[1]["config"]["workers"] if saved else None
     if config.workers not in (None, 1, before):
@@ -195,7 +196,7 @@ if __name__ == "__main__":
         file.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
     try:
         main()
-    except KeyboardInterrupt:  # while there is nothing to save, or the second
+    except KeyboardInterrupt:  # before there is anything to save, or at the second Ctrl-C
         print("stopped; what was saved stays")
-    except BrokenPipeError:  # the reader, say head, has seen enough; no flush into a closed pipe
+    except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
         os._exit(0)

@@ -23,7 +23,7 @@ class Picture:
         size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
         font = 'font-family="system-ui, sans-serif" font-size="13"'
         head = f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font} role="img">'
-        # A ground of its own: the page behind it may be dark.
+        # Its own background: the page behind it may be dark.
         ground = f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>'
         self.parts = [head, f"<title>{escape(title)}</title>", ground]
 
@@ -58,7 +58,7 @@ def short(value):
 class Axes:
     """Numbers as places: x from left to right, y from the bottom up, between given ends.
 
-    box: left, top, right and bottom in pixels; x, y: (lowest, highest); log: of y.
+    box: left, top, right and bottom in pixels; x, y: (lowest, highest); log: a logarithmic y axis.
     """
 
     def __init__(self, picture, box, x, y, log=False):
@@ -91,7 +91,7 @@ class Axes:
 
 
 def ticks(low, high, most=6):
-    """Round numbers between two ends, at most so many: 1, 2 or 5 times a power of ten apart."""
+    """Round numbers from low to high, at most `most` + 1: 1, 2 or 5 times a power of ten apart."""
     if high <= low:
         return [low]
     step = 10 ** math.floor(math.log10((high - low) / most))
@@ -137,7 +137,7 @@ def leave(out, first, bars, samples, about):
     """Leave in a run's folder curve.svg, its losses so far, and samples.txt, what it wrote.
 
     first: the loss before the first step; bars: {name: loss}; samples: (step, seconds, text), those
-    that samples.txt does not have yet; about: what is trained on what.
+    that samples.txt does not have yet; about: which model is trained on which data.
     """
     rows = logged(out / "log.csv")
     file, written = out / "samples.txt", []

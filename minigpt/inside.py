@@ -1,7 +1,7 @@
-"""What a trained model sees: surprise by each letter, attention of each head, reasons of answers.
+"""What a trained model sees: surprise at each token, attention of each head, reasons for answers.
 
 `python sample.py RUN --explain TEXT` shows the first in the terminal's colours, and
-`python sample.py RUN --look [TEXT]` all of it as a page, look.html.
+`python sample.py RUN --look [TEXT]` all of it as a page, RUN/look.html.
 """
 
 import os
@@ -27,10 +27,11 @@ EXAMPLES = 12  # of a classifier, shown with what the answers hang on
 
 
 def known_ids(model, application, words, option):
-    """The ids of a text (T,), and how many of them only ask; option: who wants to know.
+    """The ids of a text (T,), and how many of the first are context, whose surprise is not shown.
 
-    Of a model that answers, the words are a question, and the text goes on with its answer. Too
-    long a text loses its beginning: the context is limited, and so is what a page can hold.
+    A model that answers takes the words as a question, and its answer is added to the text. A text
+    that is too long loses its beginning: the context is limited, and so is what a page can hold.
+    option: its name, for errors. Raises ValueError for a classifier, or a text of under 2 tokens.
     """
     run = application.config.out
     if not application.writes:
@@ -55,8 +56,8 @@ def known_ids(model, application, words, option):
 
 
 def read(model, ids):
-    """What the model says of a text.  ids (T,) -> p (T - 1, V), of each token after the first, and
-    the shares of every head of every layer (H, T, T); none without attention."""
+    """What the model predicts for a text.  ids (T,) -> p (T - 1, V), for each token but the first,
+    and a list of the shares (H, T, T) of each layer's heads, which is empty without attention."""
     with no_grad(), plain(), watched() as shares:
         p = softmax(model(model.library.asarray(ids[None])))
     return to_numpy(p.data[0, :-1]), shares
@@ -82,9 +83,9 @@ def watched():
 
 
 def tokens(tokenizer, ids, asks, p):
-    """Of each token: its text; how much it surprised, in nats; and the three that were likeliest,
-    with their probabilities. The first token, before which nothing stands, and those of a question
-    surprised nobody. The text of a character of several tokens stands at its last one."""
+    """For each token: its text; its surprise, in nats; and the three tokens that were most likely,
+    with their probabilities. The first token and those of a question have no surprise: None.
+    Where several tokens spell one character, it is the text of the last of them."""
     decode, found = tokenizer.decoder(), []
     for place, token in enumerate(ids):
         entry = {"text": decode([token]), "surprise": None, "likely": []}
@@ -123,7 +124,7 @@ def wants_colour(stream):
 
 
 def mean_surprise(found):
-    """In nats per character: what a token surprises is shared by its characters."""
+    """The sum of the tokens' surprises over the number of their characters: nats per character."""
     told = [token for token in found if token["surprise"] is not None]
     return sum(t["surprise"] for t in told) / max(1, sum(len(t["text"]) for t in told))
 
@@ -160,10 +161,11 @@ def rows_of(head):
 
 
 def of_classifier(model, application, examples):
-    """Who is taken for whom, and what some answers hang on.
+    """The page of a classifier: its confusion matrix, and which inputs some answers depend on.
 
-    Gradient times input says how the logit of the answer would fall, to first order, if a number of
-    the input were 0, the mean over the training part (Shrikumar et al. 2016, arXiv 1605.01713).
+    Gradient times input says how far the logit of the answer would fall, to first order, if a
+    number of the input were 0, which is the mean of the training part, or for a category "no".
+    Source: Shrikumar et al. 2016, arXiv 1605.01713.
     """
     x, y = examples.test
     p = probabilities(model, x)

@@ -44,14 +44,14 @@ def name_results(values, tree):
 
 
 def sizes(length, V):
-    """The sizes of tiny.py for a text of V different letters. Those of letters, places and channels
-    differ, because the page tells by its size what an axis means."""
+    """The sizes of tiny.py for a text of V different letters. The numbers of letters, places and
+    channels differ, because the page tells by the length of an axis what the axis means."""
     places = min(T, length - 1)
     places -= places == V
     for C in WIDTHS:
         if not {places, V} & {C // H, C, 3 * C, 4 * C}:
             return {"T": places, "C": C, "H": H, "L": L}
-    raise AssertionError("one of the widths is free, as two sizes forbid two of them each at most")
+    raise AssertionError("cannot happen: two sizes rule out at most two widths each, there are 5")
 
 
 @contextmanager
@@ -96,7 +96,8 @@ def nudged(loss, value, index, change):
 def off(loss, value, rng):
     """How far a gradient is from differences, at its steepest element and at others by chance.
 
-    The difference of four losses beside it, (8 (a - b) - (c - d)) / 12 h, is exact up to h^4.
+    The slope is (8 (a - b) - (c - d)) / 12 h of the losses at +h, -h, +2h, -2h; its error is about
+    h^4. Returns the largest distance, and how many elements were tried.
     """
     grad, worst = value["grad"], 0.0
     places = {int(np.abs(grad).argmax()), *rng.integers(grad.size, size=CHECKED - 1).tolist()}
@@ -164,7 +165,7 @@ def predictions(weights, window):
 
 
 def expressions(spy, loss):
-    """What the page shows of each expression: its last array, its gradient, who gave and who got.
+    """What the page shows of each expression: its array, its gradient, and where gradients flow.
 
     Ops that are made of other ops, such as mean, are one expression.
     """

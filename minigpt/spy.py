@@ -1,7 +1,7 @@
-"""A spy notes every array that tiny.py makes: where, of what, and which gradient comes back to it.
+"""A spy notes every array that tiny.py makes: its line, its inputs, and the gradient it receives.
 
-Every primitive op ends in `ops.record`. While a `Spy` is entered, its own function stands in that
-place and notes who has called. The engine is unchanged.
+Every primitive op ends in `ops.record`. Within `with Spy():` a function of the spy replaces it and
+notes, besides, which expression has called. The code of the engine is unchanged.
 """
 
 import sys
@@ -17,19 +17,19 @@ SOURCE = Path(tiny.__file__)
 
 
 class Spy:
-    """While it is entered, every op that tiny.py calls is noted.
+    """Within `with Spy() as spy:` every op that tiny.py calls is noted.
 
-    values: one for each array that an op made, and for each weight at its first use: a dictionary
-    with its place in the source (line, start, end), its round, op, array and grad; `number` counts
-    the ops, and `uses` has the places in `values` of what it was made of, with the largest gradient
-    that each got from it.
-    A round is one time that a line ran, and `parent` the round of the line that had called it.
+    values: a dictionary for each array that an op made, and for each weight at its first use. It
+    holds the place in the source (line, start, end), the round, op, array and grad; `number` counts
+    the ops, and `uses` maps each input, by its index in `values`, to the largest absolute gradient
+    that the input got from here.
+    A round is one execution of a line, and its `parent` is the round of the line that called it.
     """
 
     def __init__(self):
         self.values, self.at = [], {}  # at: what made a tensor -> the place of its value
         self.ops = 0  # how many were noted
-        self.frames = {}  # of tiny.py -> the last instruction there, how often it went round
+        self.frames = {}  # call of tiny.py -> its last instruction, how often it has jumped back
         self.rounds, self.numbers = [], {}  # (frame, line, times) -> the number of its round
 
     def __enter__(self):
@@ -73,7 +73,7 @@ class Spy:
         return result
 
     def keep(self, tensor, value):
-        """Note what a tensor is."""
+        """Append a value, and remember its index for the tensor."""
         self.at[tensor.node or tensor, tensor.output] = len(self.values)
         self.values.append(value)
         return value
@@ -84,7 +84,7 @@ class Spy:
             value["uses"][source] = max(float(most), value["uses"].get(source, 0.0))
 
     def source(self, x):
-        """The place in `values` of what x is; a weight becomes one when it is first used."""
+        """The index of x in `values`, None if x needs no gradient; a new weight is added there."""
         if not isinstance(x, Tensor) or not x.requires_grad:
             return None
         if (x.node or x, x.output) not in self.at:
@@ -112,14 +112,14 @@ class Spy:
             frame = frame.f_back
             if frame is None:  # called from outside, as the mean is
                 return {"line": 0, "start": 0, "end": 0, "round": self.round(None)}
-        # Python knows of each instruction, two bytes long, from where to where its source goes.
+        # Python knows where the source of each instruction, of two bytes, begins and where it ends.
         line, last, start, end = list(frame.f_code.co_positions())[frame.f_lasti // 2]
         if last != line:
             end = len(SOURCE.read_text("utf-8").splitlines()[line - 1])
         return {"line": line, "start": start, "end": end, "round": self.round(frame)}
 
     def round(self, frame):
-        """The number of this time that the line of a frame runs."""
+        """The number of the round: of the present execution of this frame's line."""
         if frame is None:
             key, parent = (None, 0, 0), None
         else:

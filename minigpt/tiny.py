@@ -45,7 +45,7 @@ def gpt(weights, ids):
 
 
 def surprise(weights, text):
-    """-ln of the probability that each letter but the first was given; its mean is the loss."""
+    """-ln of the probability that gpt gave each letter but the first; the mean is the loss."""
     z = gpt(weights, text[:, :-1])
     z = z - z.data.max(-1, keepdims=True)  # e^z cannot overflow; what follows stays the same
     return log(exp(z).sum(-1)) - z[*np.indices(z.shape[:2]), text[:, 1:]]

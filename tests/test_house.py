@@ -150,7 +150,7 @@ def test_options_of_another_version_are_told_in_one_line(place, capsys):
 def test_attention_refuses_a_window_where_it_sees_all():
     mixer = Attention(4, 2, np.random.default_rng(0), causal=False)
     mixer.window = 2
-    with pytest.raises(ValueError, match="expected a causal one, as it has a window"):
+    with pytest.raises(ValueError, match="expected causal=True with a window"):
         mixer(np.zeros((1, 3, 4), np.float32))
 
 

@@ -42,7 +42,7 @@ def runs(tmp_path_factory):
 
 def page_of(runs, name, *words):
     sample.main([str(runs / name), "--look", *words])
-    text = (runs / "look.html").read_text("utf-8")
+    text = (runs / name / "look.html").read_text("utf-8")
     return text, json.loads(re.search(r"const D = (.*)", text)[1])
 
 
@@ -207,7 +207,7 @@ def test_a_browser_shows_the_page(runs, name, words, says, monkeypatch):
     monkeypatch.chdir(runs)
     page_of(runs, name, *words)
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
-    page = (runs / "look.html").as_uri()
+    page = (runs / name / "look.html").as_uri()
     dom = subprocess.check_output([*command, page], stderr=subprocess.DEVNULL, text=True)
     seen = re.sub(r"<script>.*?</script>", "", dom, flags=re.S)
     assert re.search(says, seen)

@@ -57,6 +57,15 @@ def test_quoted_code_is_that_of_its_file(page):
     assert pages.fill(text) == text, "run python -m tests.pages"
 
 
+@pytest.mark.parametrize("page", pages.PAGES, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_github_renders_the_formulas(page):
+    text = page.read_text(encoding="utf-8")
+    assert "\\operatorname" not in text  # "not allowed", says GitHub
+    prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", text, flags=re.S | re.M)
+    for formula in re.findall(r"\$([^$\n]+)\$", prose):  # Markdown takes \, for an escaped comma
+        assert not re.search(r"\\[^A-Za-z]", formula), formula
+
+
 def test_the_first_chapters_quote_what_they_say_they_do():
     assert CHAPTERS[1].count("def gpt(weights, ids):") == 1
     assert CHAPTERS[2].count("def multiply(a, b):") == 1

@@ -272,7 +272,7 @@ GOOD = "a,b,class\n" + "1,x,no\n2,y,yes\n" * 6
         ("a,class\n" + "".join(f"1,{i}\n" for i in range(21)), "20 numbers at most, got 21"),
         (
             "a,class\n" + "".join(f"n{i},{i % 2}\n" for i in range(300)),
-            "column a: expected 100 categories at most, got 180; leave it out",
+            "column a: expected 100 categories at most, got 180; leave the column out",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""What models are for. Here every kind of data meets the application that learns from it."""
+"""What models are for. A table says which application learns from which kind of data."""
 
 from minigpt.messages import look_up
 

@@ -74,7 +74,7 @@ class Answering(TextApplication):
         self.how = how
 
     def reply(self, model, words, rng):
-        """Print the answer to a question, alone."""
+        """Print the answer to a question, without the question."""
         question = self.known(words)
         if not question.strip():
             print("sample.py: nothing is asked", file=sys.stderr)

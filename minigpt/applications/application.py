@@ -14,7 +14,7 @@ from minigpt.nn.gpt import GPTConfig
 
 def model_shape(config, vocab_size):
     """The shape that the options give to a model.  config: a training.config.Config"""
-    heads = config.n_head if model_class(config.model).heads else 1  # others have none to fit
+    heads = config.n_head if model_class(config.model).heads else 1  # no heads: any n_embd fits
     shape = config.block_size, config.n_layer, heads, config.n_embd
     return GPTConfig(vocab_size, *shape, dropout=config.dropout)
 
@@ -34,12 +34,12 @@ class Application:
     """
 
     scale = 1.0  # from the model's loss to the one that is printed
-    unit = "token"  # of what a model works on
+    unit = "token"  # what flops_per_token() counts for: a token, or an example
     writes = False  # whether it makes text, as classifiers do not
 
     def __init__(self, config, folder):
         self.config, self.folder = config, folder
-        self.first = None  # the loss before the first step, of which train.py tells
+        self.first = None  # the loss before the first step; train.py sets it
         self.to_beat = {}  # {name: loss}, shown as lines in the picture of the losses
         self.samples = []  # (step, seconds, what the model wrote) that samples.txt lacks yet
 
@@ -115,7 +115,7 @@ class Application:
     # What sample.py does.
 
     def listen(self, how, prompt):
-        """Get ready to reply in the way `how` says, the options of sample.py; prompt: its --prompt.
+        """Prepare to reply; how: the options of sample.py (temperature, ...); prompt: its --prompt.
 
         Raises ValueError if it cannot.
         """
@@ -149,5 +149,5 @@ class Application:
         raise NotImplementedError
 
     def scores(self, model):
-        """Lines that say how good the model is on the test part, which nothing has seen so far."""
+        """Lines that say how good the model is on the test part, which training has not used."""
         raise NotImplementedError

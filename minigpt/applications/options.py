@@ -15,7 +15,7 @@ from minigpt.training import checkpoint
 from minigpt.training.config import Config
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # the options that a row of SIZES gives
-FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # on resuming
+FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # may change on --resume
 
 
 def configure(given, resume, overwrite):
@@ -49,10 +49,10 @@ def configure(given, resume, overwrite):
             check(False, name, "text or a task", f"{kind}s", "leave it out")
     config = fitted(kind, given)
     config.out = str(out)
-    model_shape(config, 1)  # refuses a shape that cannot be before any data is read
+    model_shape(config, 1)  # raises ValueError for an impossible shape, before data is read
     if config.tokenizer == "char" and config.vocab_size != usual.vocab_size:
-        need = "expected --tokenizer bpe, of which it is the size"
-        raise ValueError(f"--vocab-size: {need}, got char; add it or leave this out")
+        need = "expected --tokenizer bpe beside it"
+        raise ValueError(f"--vocab-size: {need}, got char; add that or leave --vocab-size out")
     return kind, config, saved
 
 
@@ -76,7 +76,7 @@ def fitted(kind, given):
     """The options: what is given, else the shape of the model, else this data's defaults."""
     model = given.get("model", Config().model)
     own = {}
-    if kind != "text" or not model_class(model).heads:  # Config's are for attention on text
+    if kind != "text" or not model_class(model).heads:  # Config has the defaults of gpt on text
         from minigpt.training.defaults import DEFAULTS
 
         for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):

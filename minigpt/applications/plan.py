@@ -30,7 +30,7 @@ class _Draws:
         self.shape = shape
 
     def __mul__(self, std):
-        return np.broadcast_to(np.float32(0), self.shape)  # one zero, seen from everywhere
+        return np.broadcast_to(np.float32(0), self.shape)  # a view: all elements are the same zero
 
 
 def outline(config, vocab_size):

@@ -1,4 +1,4 @@
-"""Writing: text goes on. The model predicts the next token of a text, and so it can write one."""
+"""Writing: continuing a text. The model predicts the next token of a text, so it can write one."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from minigpt.nn import model_class
 
 
 def trained_tokenizer(config, whole, training):
-    """One of all characters of the text, or one that learns its tokens from the training part."""
+    """The tokenizer: all characters of the text, or tokens learned from the training part alone."""
     if config.tokenizer == "char":
         distinct = len(set(whole))
         if distinct > 5000:
@@ -26,7 +26,7 @@ def trained_tokenizer(config, whole, training):
     return tokenizer_class(config.tokenizer).train(training, config.vocab_size)
 
 
-TEMPERATURE = 0.8  # unless sample.py is asked for another: less wild than what was learned
+TEMPERATURE = 0.8  # the default of sample.py; below 1, so likely tokens become even likelier
 
 
 class TextApplication(Application):
@@ -60,7 +60,7 @@ class TextApplication(Application):
         return "".join(c for c in words if c not in unknown)
 
     def pieces(self, model, start, rng, stop, temperature):
-        """Yield what the model writes after `start`; temperature: unless another is asked for."""
+        """Yield what the model writes after `start`; temperature: the default of --temperature."""
         how, n, most = self.how, len(self.tokenizer.encode(start)), model.block_size
         if n > most:
             reads = f"{self.config.out} reads the last {most}"
@@ -84,8 +84,8 @@ class Writing(TextApplication):
         self.train, self.validation = map(self.tokenizer.encode, (training, rest))
         least = min(len(self.train), len(self.validation))
         if least <= config.block_size:
-            need = f"more than --block-size {config.block_size} tokens of bpe in each part"
-            raise ValueError(f"--data: expected {need}, got {least}; add text or lower it")
+            need = f"more than {config.block_size} tokens of bpe in each part (--block-size)"
+            raise ValueError(f"--data: expected {need}, got {least}; add text or lower that option")
         self.scale = len(self.validation) / len(rest)  # tokens per character
         self.uniform = self.scale * math.log(self.tokenizer.vocab_size)
         self.describe(characters)
@@ -121,7 +121,7 @@ class Writing(TextApplication):
         return windows
 
     def remark(self, trainer, loss, best):
-        """Which bars fell."""
+        """The baselines that this loss is the first to fall below, for the end of the line."""
         passed = ", ".join(name for name, bar in self.to_beat.items() if loss < bar <= best)
         return f": past {passed}" if passed else ""
 
@@ -142,23 +142,28 @@ class Writing(TextApplication):
         say("", "and read minigpt/engine/autograd.py")
 
     def line(self, model, rng, tokens=56):
-        """What the model writes after "The " (if it knows these letters), on one line."""
-        char = isinstance(self.tokenizer, CharTokenizer)
-        prompt = "The " if char else "The"  # in bpe a space begins the next word
-        if self.tokenizer.unknown(prompt):
-            prompt = self.tokenizer.decode([0])
+        """What the model writes after "The ", if that is usual in its text, on one line."""
+        if isinstance(self.tokenizer, CharTokenizer):
+            prompt, usual = "The ", not self.tokenizer.unknown("The ")
+        else:  # in bpe a space begins the next word
+            prompt, usual = "The", len(self.tokenizer.encode("The")) == 1
+        prompt = prompt if usual else self.beginning()
         training = model.training
         pieces = stream(model.eval(), self.tokenizer, prompt, tokens, rng, temperature=TEMPERATURE)
         written = "".join(pieces)
         model.train(training)
         return json.dumps(prompt + written, ensure_ascii=False)
 
+    def beginning(self):
+        """What stands before a text that has no prompt: a line end, or else the first letter."""
+        return "\n" if not self.tokenizer.unknown("\n") else self.tokenizer.decode([0])
+
     def reply(self, model, words, rng):
         """Print the words and what follows them, as it comes."""
         known = self.known(words)
         start = known
-        if not known:  # a text begins after a line end
-            start = "\n" if not self.tokenizer.unknown("\n") else self.tokenizer.decode([0])
+        if not known:
+            start = self.beginning()
         for _ in range(self.how.count):
             print(known, end="", flush=True)
             for piece in self.pieces(model, start, rng, self.how.stop, TEMPERATURE):

@@ -91,18 +91,18 @@ class Pairs:
 def learn(counted, most):
     """{word: how often} -> at most `most` merges (left id, right id); merge k makes 256 + k.
 
-    The most frequent pair is merged next, of equally frequent ones that of smaller ids; none that
-    occurs only once. 1 MB and 4,096 merges take 1 to 2 s.
+    The most frequent pair is merged next; of equally frequent pairs, the one with the smaller ids.
+    A pair that occurs only once is never merged. 1 MB and 4,096 merges take 1 to 2 s.
     """
     pairs, merges = Pairs(counted), []
-    # A heap gives its smallest entry first: by -count, the most frequent pair. Sorted is a heap.
+    # A heap gives its smallest entry first: by -count the most frequent pair. A sorted list is one.
     queue = sorted((-n, pair) for pair, n in pairs.counts.items())
     while queue and len(merges) < most:
         minus_n, pair = heapq.heappop(queue)
         now = pairs.counts[pair]
         if -minus_n > now:
-            # Merges since then took some of its neighbours. A count of older tokens only falls, so
-            # it is enough to correct an entry when it comes first.
+            # Later merges have used up some of its tokens. The count of a pair that is in the queue
+            # only falls, so it is enough to correct an entry when it comes first.
             heapq.heappush(queue, (-now, pair))
         elif now > 1:
             new = chr(256 + len(merges))
@@ -116,7 +116,7 @@ class BPETokenizer:
     """vocab: the token of each id; merges: "left right" in their order; both in LETTERS.
 
     A token that is no byte and that no merge makes is special: encode never gives it.
-    Raises ValueError, naming `file` and line, if vocab lacks a byte or a merge's tokens.
+    Raises ValueError naming `file` if vocab lacks a byte; also the line if it lacks its tokens.
     """
 
     def __init__(self, vocab, merges, file="merges"):
@@ -134,7 +134,7 @@ class BPETokenizer:
             left, _, right = line.partition(" ")
             tokens = {left, right, left + right}
             if not tokens <= ids.keys() or not byte.keys() >= {*left, *right}:
-                need = "expected two tokens that are one together, all three in the vocabulary"
+                need = "expected two tokens that join into a third, all three in the vocabulary"
                 raise ValueError(f"{file}, line {number}: {need}, got {line[:40]!r}; check both")
             self._ranks[ids[left], ids[right]] = len(self.merges)
             self._made.append(ids[left + right])
@@ -148,7 +148,7 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, text, vocab_size):
-        """Ids: the bytes in order, then the merges; fewer than asked if no pair is left twice."""
+        """Ids: the bytes, then the merges; fewer than asked for if no pair occurs twice by then."""
         if vocab_size < 257:
             raise ValueError(f"vocab_size: expected at least 257, got {vocab_size}; raise it")
         vocab, merges = list(LETTERS), learn(Counter(words(text)), vocab_size - 256)
@@ -220,7 +220,7 @@ class BPETokenizer:
         return [i for i in ids if i is not None]
 
     def decode_bytes(self, ids):
-        """ids (N,) -> bytes, whatever the ids"""
+        """ids (N,) -> bytes, even if they are no valid UTF-8"""
         return b"".join([self._bytes[i] for i in np.asarray(ids, int).tolist()])
 
     def decode(self, ids):

@@ -126,8 +126,8 @@ def encoder_from(config):
 
 
 class Rows(Shuffled):
-    """Examples in random order. vary(x, rng) -> x changes those of a batch in what does not matter
-    for their class, so that each epoch shows others and fewer are learned by heart."""
+    """Examples in random order. vary(x, rng) -> x changes the inputs of a batch without changing
+    their class, so that each epoch shows new variants, and the model learns fewer by heart."""
 
     block_size, unit, scale = 1, "rows", 1.0
     epochs = 200  # at most, within --minutes

@@ -111,8 +111,8 @@ def mnist(folder):
     x, y = read_idx(images, 3), read_idx(truth, 1)
     x_test, y_test = read_idx(test_images, 3), read_idx(test_truth, 1)
     for path, found, n in (truth, y, len(x)), (test_truth, y_test, len(x_test)):
-        check(len(found) == n, path, f"{n} labels", len(found), "take files of one set")
-        check(found.max() < 10, path, "labels from 0 to 9", found.max(), "take MNIST's like")
+        check(len(found) == n, path, f"{n} labels", len(found), "use files of one data set")
+        check(found.max() < 10, path, "labels from 0 to 9", found.max(), "use data like MNIST's")
     size, size_test = (" x ".join(map(str, array.shape[1:])) for array in (x, x_test))
     check(size == size_test, test_images, f"images of {size}", size_test, "make them equal")
     x, x_test = x[..., None], x_test[..., None]
@@ -183,15 +183,15 @@ def read_array(path):
         if str(path).lower().endswith(".wav"):
             x, rate = read_wav(path)
         else:
-            # Mapping fails if the file is shorter than its head says: so no memory is taken for a
-            # false head, and nothing pickled is run.
+            # Mapping fails if the file is shorter than its header says, so a false header takes no
+            # memory; and no pickled object, which could run code, is read.
             x, rate = np.lib.format.open_memmap(path, mode="r"), None
             x = x.astype(np.float32, casting="same_kind")
     except (EOFError, TypeError, ValueError, KeyError, wave.Error) as e:
         form = "numbers in .npy, or 8 or 16 bits in .wav"
         raise ValueError(f"{path}: expected {form}, got {e!r}; convert it") from None
     right = x.ndim and x.size and np.isfinite(x).all()
-    check(right, path, "an array of finite numbers", "NaN, infinity or none", "mend it")
+    check(right, path, "an array of finite numbers", "NaN, infinity or no array", "correct it")
     return x, rate
 
 
@@ -207,7 +207,7 @@ def read_wav(path):
 
 
 class ArrayEncoder:
-    """Raw images and sounds -> what a model reads: x = (raw - mean) / scale, two numbers."""
+    """Raw images, sounds -> what a model reads: x = (raw - mean) / scale, two numbers for all."""
 
     def __init__(self, kind, shape, mean, scale, rate):
         self.kind, self.shape, self.mean, self.scale = kind, tuple(shape), mean, scale

@@ -134,7 +134,7 @@ def fit_column(name, cells):
     x = [number(cell) for cell in known] or [0.0]
     if None in x or not np.isfinite(x).all():
         values = sorted({*known, ""} if missing else {*known})
-        remedy = "leave it out if it names the rows"
+        remedy = "leave the column out if it only identifies the rows"
         check(len(values) <= 100, f"column {name}", "100 categories at most", len(values), remedy)
         return {"name": name, "values": values}
     constant = min(x) == max(x)  # np.std of a constant may be a little above 0, by rounding

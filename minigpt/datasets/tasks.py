@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
 
 def asked(question):
-    """The text before an answer; its first word is the same token as behind a space elsewhere."""
+    """The text before an answer. The space lets bpe use the same token as elsewhere in a text."""
     return f" {' '.join(question.split())}\t"
 
 

@@ -110,7 +110,7 @@ class Windows(Shuffled):
 
     unit = "tokens"
     scale = 1.0  # tokens per character, set by writing.py: losses are shown in nats per character
-    epochs = 6  # after more, validation gets worse on small texts (the picture in README)
+    epochs = 6  # after more, validation gets worse on small texts (tests/benchmarks/scale.svg)
 
     def __init__(self, ids, block_size, seed):
         self.ids, self.block_size = ids, block_size

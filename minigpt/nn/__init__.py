@@ -1,4 +1,4 @@
-"""Layers and models, made of the engine's formulas. Here every name of a model meets its class.
+"""Layers and models, made of the engine's formulas. A table gives each model's name its class.
 
 A class is imported when it is asked for: whoever trains a GPT-2 loads no convolution.
 """

@@ -18,7 +18,7 @@ class Attention(Mixer):
     """Self-attention with H heads of D = C / H channels each.  x (B, T, C) -> y (B, T, C), state
 
     Every head asks its own question, in its own D channels. causal: no position sees a later one;
-    window: it sees only the last so many. mask (B, n + T), where 0 marks padding, hides keys.
+    window: it sees only the last `window`. mask (B, n + T), where 0 marks padding, hides keys.
 
     The state remembers the n positions that have been read: (keys, values, n), two arrays
     (B, H, block_size, D) of which the first n positions are filled. A call with a state appends its
@@ -36,9 +36,7 @@ class Attention(Mixer):
 
     def forward(self, x, mask=None, state=None):
         fits = self.causal or self.window is None
-        check(
-            fits, "attention", "a causal one, as it has a window", "one that sees all", "drop one"
-        )
+        check(fits, "attention", "causal=True with a window", "causal=False", "set window to None")
         q, k, v = self.heads(x, mask, state[2] if state else 0)
         q, k, v = (z.transpose((0, 2, 1, 3)) for z in (q, k, v))  # (B, H, T, D)
         if state is not None:

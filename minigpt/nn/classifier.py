@@ -27,18 +27,18 @@ class Columns(Module):
 
     def __init__(self, widths, n_embd, rng):
         self.widths = widths
-        self.weight = normal(rng, (sum(widths), n_embd), 0.1)  # b is the classifier's position
+        self.weight = normal(rng, (sum(widths), n_embd), 0.1)  # the position embedding is the bias
 
     def forward(self, x):
         xp, n = module_of(raw(x)), len(self.widths)
-        of = xp.repeat(xp.eye(n, dtype=x.dtype), self.widths, axis=1)  # (columns, F): 1, belongs
+        of = xp.repeat(xp.eye(n, dtype=x.dtype), self.widths, axis=1)  # (columns, F), 1: f is in c
         return matmul(x[:, None] * of, self.weight)
 
 
 class Patches(Module):
     """Token t = patch t of an image, half a patch around it included, times a matrix.
 
-    x (B, Y, X, C) -> (B, T, n_embd); what is as wide (or high) as the image has nothing around it.
+    x (B, Y, X, C) -> (B, T, n_embd). A patch as wide (or high) as the image gets no margin there.
     """
 
     def __init__(self, shape, size, n_embd, rng):
@@ -65,7 +65,7 @@ def strided(n_out, rng):
 
 
 class Heard(Module):
-    """Token t = what convolutions with strides hear of a sound around sample 256 t.
+    """Token t = what convolutions with strides compute from a sound around sample 256 t.
 
     x (B, samples) -> (B, T, C).  A wave at another phase has other samples, but it sounds the same:
     the kernels, which every place shares, learn to answer alike.
@@ -106,7 +106,7 @@ class Classifier(Module):
             return Columns(shape, n_embd, rng), len(shape)
         if kind == "sound":
             tokens = Heard(shape[0], n_embd, rng)
-        elif model.heads:  # attention reads squares: 4 x 4 of an 8 x 8 image, 7 x 7 of 28 x 28
+        elif model.heads:  # attention reads squares: 4 x 4 patches if Y = 8, 7 x 7 if Y = 28
             side = max(2, shape[0] // 7)
             tokens = Patches(shape, (side, side), n_embd, rng)
         else:  # the others read row by row
@@ -127,8 +127,9 @@ class Classifier(Module):
 class CNN(Module):
     """Logits of the classes by convolution: layers, then a hidden layer and the head.  x -> (B, K)
 
-    Images: 3 x 3 to 32 channels, to 64, the larger of 2 x 2. Sounds: four layers with strides, and
-    the mean over time. Tables: neighbouring features. Source: LeCun et al. 1998.
+    Images: 3 x 3 convolutions to 32 and to 64 channels, then the largest of each 2 x 2. Sounds: the
+    layers of STRIDED, and the mean over time. Tables: two convolutions over neighbouring features.
+    Source: LeCun et al. 1998.
     """
 
     def __init__(self, kind, shape, config, rng):
@@ -158,7 +159,7 @@ class CNN(Module):
         return self.head(self.dropout(relu(self.hidden(self.dropout(x)))))
 
     def flops_per_token(self):
-        """FLOPs to train on one example, 6 per weight and place where it is used."""
+        """About the FLOPs to train on one example: 6 per weight and place where it is used."""
         conv = sum(layer.weight.size for layer in self.layers)
         return 6 * (conv * self.positions + self.hidden.weight.size)
 

@@ -57,8 +57,8 @@ class CausalConv(Mixer):
 class ConvolutionalModel(Recipe):
     """The language model whose mixers are causal convolutions.
 
-    The dilations are 1, 4, 16, ...: each block reaches SIZE times as far back as the one before it,
-    and together they reach every input exactly once.
+    The dilations are 1, 4, 16, ...: each block reaches SIZE times as far back as the one before it.
+    Together the n_layer blocks reach the last SIZE^n_layer inputs, each on exactly one path.
     Source: van den Oord et al. 2016; Kalchbrenner et al. 2016, arXiv 1610.10099.
     """
 

@@ -1,4 +1,4 @@
-"""GPT-2, from which the other models are derived, and GPT-3, whose every second block looks near.
+"""GPT-2, from which the other models derive, and GPT-3, half of whose blocks see only a window.
 
 GPT-2 (Radford et al. 2019, section 2.3): a norm in front of every mixer and MLP, learned positions,
 GELU, the head shared with the embedding, and projections into the residual stream that start
@@ -87,10 +87,10 @@ class BandedGPT(GPT2):
 
 
 class GPT3(BandedGPT):
-    """GPT-3 with the names of the survey.
+    """GPT-3 with the argument names of the survey that chapter 11 of the tour discusses.
 
-    The last three arguments may be left out: the other two numbers of heads are num_heads,
-    num_intermediate_size is 4 model_dim. Raises ValueError if the three numbers of heads differ.
+    The three arguments that are None may be left out: the two numbers of heads are then num_heads,
+    and num_intermediate_size is 4 model_dim. Raises ValueError if the numbers of heads differ.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ def load(path):
     """
     arrays, about, crc = _read(path)
     if crc != checksum(arrays, about):
-        raise CheckpointError(f"{path}: damaged, its checksum is another; use another checkpoint")
+        raise CheckpointError(f"{path}: damaged, its checksum does not match; use another")
     return arrays, about
 
 

@@ -36,20 +36,20 @@ class Config:
         "gpt",
         "gpt: attention; lstm, gru, rnn: recurrence; conv: convolution; gpt2-mini: GPT-2's own "
         "form, small; or the papers' gpt2 (-medium, -large, -xl), gpt3-125m (-350m, -760m, -1.3b, "
-        "-2.7b, -6.7b, -13b, -175b); each, on each kind of data, has its own defaults for what is "
-        "below",
+        "-2.7b, -6.7b, -13b, -175b); the defaults below are those of gpt on text, other models and "
+        "data may have their own",
         metavar="NAME",
     )
     tokenizer: str = option("char", "bpe: frequent strings as tokens")
     vocab_size: int = option(4096, "with bpe: how many tokens at most", (">=", 257))
     target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
-    minutes: float = option(3.0, "training time; more ends lower; tells how many steps", (">", 0))
+    minutes: float = option(3.0, "training time; a longer run reaches a lower loss", (">", 0))
     steps: int = option(None, "number of updates, instead of --minutes", (">=", 1))
     n_layer: int = option(2, "blocks: more find deeper patterns, each slows a step", (">=", 1))
-    n_head: int = option(4, "attention heads per block, 16 wide or more; divides n-embd", (">=", 1))
+    n_head: int = option(4, "attention heads; must divide n-embd, best 16 wide or more", (">=", 1))
     n_embd: int = option(128, "width; raise it for longer texts and runs", (">=", 1))
-    block_size: int = option(256, "context length; longer ones learn later, then better", (">=", 1))
+    block_size: int = option(256, "tokens of context; more learn later, then better", (">=", 1))
     batch_size: int = option(8, "windows per update; more: slower, smoother steps", (">=", 1))
     device: str = option("auto", "auto: a GPU if one answers", choices=["auto", "cpu", "gpu"])
     dropout: float = option(
@@ -61,7 +61,7 @@ class Config:
     schedule: str = option(
         "stable", "stable: flat, then down to 0; cosine: to a tenth", choices=[*SCHEDULES]
     )
-    weight_decay: float = option(0.1, "shrinks the matrices; raise it for small texts", (">=", 0))
+    weight_decay: float = option(0.1, "shrinks matrices and tables; more for small text", (">=", 0))
     accumulate: int = option(1, "compute a batch in N parts: less memory, same update", (">=", 1))
     workers: int = option(
         None, "processes that share a batch; default: as many as cores, if it pays", (">=", 1)
@@ -70,7 +70,7 @@ class Config:
     patience: int = option(
         5, "once the rate falls, stop after N validations without a new best", (">=", 1)
     )
-    seed: int = option(1337, "fixes weights, order, samples, what is generated", (">=", 0))
+    seed: int = option(1337, "for weights, data order, samples, generated data", (">=", 0))
     plain: bool = option(False, "run the definitions alone: slower, the same but for rounding")
 
     @classmethod

@@ -51,7 +51,7 @@ def check(model, x, y, rng):
 
 
 def difference(model, x, y, p, index):
-    """The slope of the loss by one number of a parameter, from two losses beside it."""
+    """d loss / d p[index], estimated from the losses at p[index] + NUDGE and p[index] - NUDGE."""
     before, losses = p.data[index], []
     for nudge in (NUDGE, -NUDGE):
         p.data[index] = before + nudge

@@ -39,7 +39,7 @@ class Process(Alone):
             return self.pipes[0].recv()
         values = [value, *map(self._hear, range(1, self.size))]
         for pipe in self.pipes:
-            with suppress(OSError):  # this rank has just died; the next _hear of it will say so
+            with suppress(OSError):  # that rank has just died; the next _hear of it will say so
                 pipe.send(values)
         return values
 

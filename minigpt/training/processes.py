@@ -1,8 +1,8 @@
 """Starting the processes that train together, and making sure that none is left behind.
 
 Rank 0 is the process that the user started; it starts the others. Any may die at any time, and then
-all have to end. Two facts give this: a pipe tells its reader when the process at the other end is
-gone, and rank 0 kills its children at last.
+all have to end. Two things ensure this: a pipe tells its reader when the process at the other end
+is gone, and rank 0 kills its children before it ends.
 """
 
 import multiprocessing
@@ -60,24 +60,24 @@ def _start(size, pipes, children):
             child.start()
             children.append(child)
             pipes.append(pipe)
-            other.close()  # the child has its own copy; while this one is open no pipe ends
+            other.close()  # the child has its own copy; an open copy here would hide that it died
 
 
 @contextmanager
 def _ctrl_c_waits():
-    """Within the block Ctrl-C is only noted, and raised at its end; no process in it gets Ctrl-C.
+    """Within the block Ctrl-C is only noted, and raised at its end; new processes never receive it.
 
     A terminal sends Ctrl-C (the signal SIGINT) to all processes of a command at once. Rank 0 alone
     shall answer, by saving and ending the others. But a new Python prints a traceback if the signal
     comes before `_rank` has switched it off, and rank 0 would lose a half-started child. So a
-    handler notes the signal here, and the new processes inherit a block of the signal, which lasts.
-    The block alone does not protect rank 0: other threads of it still receive the signal.
+    handler notes the signal here, and new processes inherit a mask that blocks the signal for good.
+    The mask alone does not protect rank 0: other threads of it still receive the signal.
     """
     came = []
     can_block = hasattr(signal, "pthread_sigmask")  # Windows cannot
     handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
     if can_block:
-        # multiprocessing starts this helper with the first process, and unblocks SIGINT after it.
+        # The tracker would start with the first process and unblock SIGINT then; so start it now.
         resource_tracker.ensure_running()
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

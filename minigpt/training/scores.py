@@ -44,9 +44,9 @@ def auc(score, positive):
 
         AUC = (R - n (n + 1) / 2) / (n m)        R: the sum of the ranks of the positives
 
-    The rank of a positive, counted from 1, says how many rows stand up to it. So R counts the
-    negatives below each positive, which are the pairs in order, and also the positives up to each
-    positive, which are 1 + 2 + ... + n = n (n + 1) / 2. NaN if one of the classes is absent.
+    The rank of a positive, counted from 1, says how many rows score as high or lower. So R counts
+    the negatives below each positive, the pairs in the right order, and also the positives up to
+    each positive, itself included: 1 + 2 + ... + n = n (n + 1) / 2. NaN if a class is absent.
     Source: Mann & Whitney 1947; Hanley & McNeil 1982.
     """
     n, m = int(positive.sum()), int((~positive).sum())
@@ -74,7 +74,7 @@ def threshold(score, positive):
 
 
 def report(p, y, classes, cut=None, positive=None, groups=None):
-    """Lines of text that say how good p is: accuracy, who is taken for whom, and what a cut finds.
+    """Lines of text that say how good p is: accuracy, confusion matrix, and the rates at a cut.
 
     With two classes there may be a cut for the class `positive`, and groups = (title, names (N,))
     of the rows, for each of which the errors at the cut are listed.
@@ -108,8 +108,8 @@ def worst(table, classes):
 def audit(score, positive, cut, title, names):
     """Lines with the rates of errors in each group of rows: is a model as good for the young?
 
-    False positives are the negatives above the cut, false negatives the positives below it. A dash
-    stands for the rate of an absent kind. title: what the groups are; names (N,): each row's group.
+    False positives are the negatives above the cut, false negatives the positives below it. A dash:
+    the group has no such rows. title: what the groups are; names (N,): each row's group.
     """
     rows = [(title, "rows", "errors", "false positive", "false negative")]
     for name in np.unique(names):
@@ -148,7 +148,7 @@ def predicted(model, x, batch_size, predict):
 
 
 def probabilities(model, x, batch_size=256):
-    """What a classifier thinks of x: softmax of its logits.  x (N, ...) -> p, a NumPy array"""
+    """What a classifier predicts for x: softmax of its logits.  x (N, ...) -> p, a NumPy array"""
     return predicted(model, x, batch_size, lambda z: softmax(z).data)
 
 

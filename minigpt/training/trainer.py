@@ -68,8 +68,8 @@ class Trainer:
         self.stopped = False  # by Ctrl-C
         self.stale = 0  # validations without a new best, since the rate has been falling
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
-        # While training, a fixed sample is validated: as many windows as a fifth of the training
-        # reads. Forward only, a third of a training step, this costs about 7 % of the time.
+        # While training, a fixed sample is validated: a fifth as many windows as training reads
+        # between two validations. A forward pass alone is a third of a step: about 7 % of the time.
         n = min(len(validation[0]), max(1, config.eval_every * config.batch_size // 5))
         sample = np.linspace(0, len(validation[0]) - 1, n).astype(int)
         self.windows = validation
@@ -162,7 +162,7 @@ class Trainer:
         x, y = xp.asarray(x), xp.asarray(y)
         loss, size = 0.0, c.batch_size // c.accumulate
         for i in range(0, c.batch_size, size):
-            mine = slice(i + ranks.rank, i + size, ranks.size)
+            mine = slice(i + ranks.rank, i + size, ranks.size)  # every size-th, from rank on
             part = cross_entropy(self.model(x[mine]), y[mine], count=count)
             part.backward()  # adds to flat.grad, which the last step has left zero
             loss += part.item()
@@ -172,12 +172,12 @@ class Trainer:
         if not math.isfinite(loss + norm):
             self._refuse(loss)
         self.optimizer.step(rate, self.step)
-        share = max(1 / self.step, 0.02)  # a running mean: at last of about 50 steps
+        share = max(1 / self.step, 0.02)  # a running mean, in the end of about 50 steps
         self.recent += (loss * self.stream.scale - self.recent) * share
         return loss
 
     def rate(self):
-        """The learning rate of the next step; flat until --minutes is a number of steps."""
+        """The learning rate of the next step; flat until plan() turns --minutes into steps."""
         c = self.config
         return rate_at(self.step, self.steps or math.inf, c.learning_rate, c.warmup, c.schedule)
 
@@ -187,7 +187,7 @@ class Trainer:
         arrays = [(f"the weight of {name}", p.data) for name, p in named]  # they are the cause
         arrays += [(f"the gradient of {name}", p.grad) for name, p in named]
         bad = [name for name, a in arrays if not module_of(a).isfinite(a).all()]
-        why = f"{bad[0]} is not finite" if bad else "the gradient is too long"
+        why = f"{bad[0]} is not finite" if bad else "the loss or the gradient's norm overflows"
         hint = "checkpoints stay as they were; try a lower --learning-rate"
         raise FloatingPointError(f"step {self.step}: loss {loss}, {why}; {hint}")
 
@@ -202,7 +202,7 @@ class Trainer:
         try:
             while not self.stopped and self.step != self.steps and self.stale < c.patience:
                 start = time.perf_counter()
-                with np.errstate(over="ignore", invalid="ignore"):  # train_step looks itself
+                with np.errstate(over="ignore", invalid="ignore"):  # train_step checks for both
                     self.train_step()
                 self.seconds += (took := time.perf_counter() - start)
                 times.append(took)
@@ -223,9 +223,9 @@ class Trainer:
     def plan(self, times):
         """Turn --minutes into a number of steps, anew after every step; rank 0 has the clock.
 
-        As many more steps fit as the median of `times`, the last ones, goes into the rest of the
-        time. While the rate is flat, no step depends on how many will follow. So the run is that of
-        --steps with the last plan of this phase, bit for bit, however the machine's speed changed.
+        The number of further steps is the rest of the time divided by the median of `times`, the
+        seconds of the last steps. While the rate is flat, no step depends on how many will follow.
+        So the run equals one with the last plan of this phase as its --steps, bit for bit.
         Once the rate falls, the plan changes only if the run would miss its end by MISSED.
         """
         c, steps, whole = self.config, self.steps, 60 * self.config.minutes
@@ -242,7 +242,7 @@ class Trainer:
         if self.first and self.steps and due and abs(self.steps - self.said) > self.said / 10:
             why = f"fit in {c.minutes:g} min"
             if self.steps == most:
-                why = f"read this data {epochs} times, more learns it by heart; --steps N insists"
+                why = f"read this data {epochs} times, more learns it by heart; --steps N forces it"
             tqdm.write(f"{'':<14} {'now ' if self.said else ''}{self.steps} steps {why}")
             self.said = self.steps
 
@@ -252,7 +252,7 @@ class Trainer:
         self.stopped = True
 
     def evaluate(self):
-        """Validate on the fixed sample; save the last checkpoint, and the best if it is; log."""
+        """Validate on the fixed sample; save `last`, and `best` if the loss is a new best; log."""
         c, scale = self.config, self.stream.scale
         loss = scale * mean_loss(self.model, *self.validation, 2 * c.batch_size, self.ranks)
         if not math.isfinite(loss):
@@ -264,7 +264,7 @@ class Trainer:
         if not self.first:
             return
         if loss < best:
-            self.save("best")  # first: a run that goes on from `last` takes the best for saved
+            self.save("best")  # before `last`: a run resumed from `last` relies on this file
         self.save("last")
         tokens = self.step * c.batch_size * self.stream.block_size
         row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}\n"
