@@ -20,8 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "minigpt"
 # The path was to run at most 1,250 lines. What it runs of train.py's former 400 lines, now in
 # applications/ and training/, and steps that were one line and are several, made it longer.
-# An error about shapes that names the operation and both shapes takes ten more, and fifty what keeps
-# a wrong value from passing without a word: types of operands, long sums, gradients that do not fit.
+# An error about shapes that names the operation and both shapes takes ten more, and fifty what
+# keeps a wrong value from passing without a word: types of operands, long sums, gradients that do
+# not fit.
 # What draws the curve of a run is no part of it: nothing is learned from it about a GPT. Nor is
 # what formulas refuse: one reads it when one is refused.
 # All files were to have at most 7,000 lines; embeddings of n-grams, a shift before every mixer and
