@@ -11,6 +11,7 @@ python sample.py --look "To be, or not"            a page that shows what the mo
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 import minigpt
 from minigpt.applications import application_class
 from minigpt.engine import device
-from minigpt.training import checkpoint
+from minigpt.training import checkpoint, stopping
 from minigpt.training.config import Config, Parser, number
 
 FOLDER = Path(__file__).resolve().parent / "data"
@@ -80,6 +81,11 @@ def load(path, library):
         best = path / "best.safetensors"  # there is none before the first validation
         file = best if best.exists() else path / "last.safetensors"
     arrays, about = checkpoint.load(file)
+    if file != path:
+        other = about
+        with contextlib.suppress(checkpoint.CheckpointError, OSError):  # absent, or damaged
+            other = checkpoint.read_about(path / "last.safetensors")
+        checkpoint.same_run(path, about, other)
     config = Config.restored(about, file)
     config.out = str(path)
     application = application_class(about.get("application")).restore(config, about, FOLDER)
@@ -154,6 +160,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         print()
+        stopping.end_as(signal.SIGINT)
     except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
         os._exit(0)
     except OSError as error:  # a full disk

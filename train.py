@@ -10,6 +10,7 @@ python train.py --model gpt3-175b --dry-run    what GPT-3 would cost
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from minigpt.engine.autograd import plain
 from minigpt.messages import say
 from minigpt.nn import MODELS
 from minigpt.nn.module import Flat
-from minigpt.training import optimizer_class
+from minigpt.training import checkpoint, folder, optimizer_class, stopping
 from minigpt.training.config import Parser, add_options
 from minigpt.training.ranks import Alone
 from minigpt.training.trainer import Trainer, mean_loss
@@ -33,18 +34,22 @@ CACHE = Path(__file__).resolve().parent / "data"
 
 
 def main(words=None):
-    """Read the command line and train; a user's mistake ends in one line and exit code 2."""
+    """Read the command line and train; a user's mistake ends in one line and exit code 2.
+
+    Returns the number of the signal that has stopped the training, or False.
+    """
     parser = command_line()
     given = vars(parser.parse_args(words))
     flags = "resume", "overwrite", "dry_run", "check_gradients"
     resume, overwrite, dry, check = (given.pop(flag) for flag in flags)
     try:
         if dry:
-            estimate(given)
-        else:
+            return estimate(given)
+        out = options.folder_of(given)
+        with contextlib.nullcontext() if check else folder.claimed(out, create=not resume):
             kind, config, saved = options.configure(given, resume, overwrite or check)
             with plain() if config.plain else contextlib.nullcontext():
-                six_steps(kind, config, saved, check)
+                return six_steps(kind, config, saved, check)
     except BrokenPipeError:
         raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
@@ -53,7 +58,7 @@ def main(words=None):
 
 
 def six_steps(kind, config, saved, check=False):
-    """Train a model and let it do what it has learned.
+    """Train a model and let it do what it has learned -> what has stopped it, or False.
 
     kind: of data; config: all options; saved: the checkpoint of a run to resume, or None; check:
     compare the gradients with differences instead.
@@ -86,11 +91,13 @@ def six_steps(kind, config, saved, check=False):
 
     # 4 train and 5 validate, in one process or in several that share each batch.
     about = application.about() | {"application": kind, "numpy": np.__version__}
+    about["run"] = checkpoint.identity(config, application.crc)
     trainer = share(train_and_validate, config, model, application, rng, windows, about, saved)
 
     # 6 apply: the trained model writes, answers or classifies.
     if not trainer.stopped:
         application.apply(model)
+    return trainer.stopped
 
 
 def train_and_validate(ranks, config, model, application, rng, windows, about, saved):
@@ -195,8 +202,10 @@ if __name__ == "__main__":
     for file in filter(None, (sys.stdout, sys.stderr)):
         file.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
     try:
-        main()
+        if number := main():
+            stopping.end_as(number)
     except KeyboardInterrupt:  # before there is anything to save, or at the second Ctrl-C
         print("stopped; what was saved stays")
+        stopping.end_as(signal.SIGINT)
     except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
         os._exit(0)

@@ -8,6 +8,7 @@ A FIRST LOOK, of which the path explains every line
 tiny.py                  20  a whole GPT in 80 lines, with its training and its writing
 
 THE PATH, GPT-2 from the derivative to the sample
+files.py                  2  writing a file whole or not at all
 messages.py               2  what the program says: lines, errors with a remedy, nearest names
 engine/arrays.py          3  which library owns an array: NumPy or CuPy
 engine/autograd.py       25  Tensor (a value), Node (its history), and the walk back: backward
@@ -25,7 +26,9 @@ datasets/stream.py        4  items in random order, each once per epoch
 datasets/text.py         15  texts, windows, and what a model must beat: counting
 training/optim.py        12  AdamW and SGD, clipping, the learning rate's schedule
 training/config.py       10  the options: one dataclass is command line and JSON
+training/folder.py        5  one run in a folder at a time, and none lost or mixed with another
 training/checkpoint.py    8  one file that holds a run, written whole or not at all
+training/stopping.py      2  Ctrl-C, a closed terminal, kill
 training/ranks.py         2  what training asks of the processes that share it
 training/trainer.py      20  the training loop
 generate.py              10  temperature, top-k, top-p; text as it comes

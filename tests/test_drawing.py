@@ -93,9 +93,6 @@ def test_a_run_leaves_its_curve_and_goes_on_with_its_samples_when_it_is_resumed(
     assert lines == ['step 0\t0 s\t"}{"', 'step 10\t5 s\t"the"', 'step 20\t10 s\t"then"']
     words = [text.text for text in ET.parse(tmp_path / "curve.svg").iter(f"{SVG}text")]
     assert {"uniform 4.20", '"}{"', '"then"'} <= {*words}
-    log.write_text(head + "10,2.0,2.5,100,5.0\n")  # --overwrite begins anew
-    leave(tmp_path, 4.1, {}, [(10, 5.0, '"a"')], "gpt on text")
-    assert (tmp_path / "samples.txt").read_text() == 'step 10\t5 s\t"a"\n'
 
 
 def test_a_resumed_run_whose_clock_begins_anew_goes_on_to_the_right(tmp_path):

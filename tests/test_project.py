@@ -56,8 +56,8 @@ def test_a_chapter_imports_only_earlier_ones(number):
         ("engine/fast_", ("engine/arrays.py", "engine/fast_")),
         ("engine/", ("engine/",)),
         ("nn/", ("engine/", "nn/", "messages.py")),
-        ("datasets/", ("engine/", "datasets/", "messages.py")),
-        ("training/", ("engine/", "training/", "nn/module.py", "messages.py")),
+        ("datasets/", ("engine/", "datasets/", "files.py", "messages.py")),
+        ("training/", ("engine/", "training/", "nn/module.py", "files.py", "messages.py")),
         ("generate.py", ("engine/",)),
     ],
 )

@@ -412,7 +412,7 @@ def test_evaluating_and_sampling_do_not_disturb_the_run(tmp_path):
         ends.append(
             {k: a.tobytes() for k, a in arrays.items()}
             | about["state"]
-            | {"best": None, "stale": None}
+            | {"best": None, "stale": None, "rows": None}
         )
     assert ends[0] == ends[1]
 

@@ -15,7 +15,13 @@ from minigpt.training import checkpoint
 from minigpt.training.config import Config
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # the options that a row of SIZES gives
-FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # may change on --resume
+
+
+def folder_of(given):
+    """Where the run of these options lies: --out, or a name made of its data and its model."""
+    run = {"data": Config().data, "model": Config().model, "out": None} | given
+    names = "+".join(Path(name).stem for name in run["data"])
+    return Path(run["out"] or f"out/{names}-{run['model']}")
 
 
 def configure(given, resume, overwrite):
@@ -24,9 +30,8 @@ def configure(given, resume, overwrite):
     Raises ValueError if they do not fit together or if the folder holds another run.
     """
     usual = Config()
-    run = {"data": usual.data, "model": usual.model, "out": None} | given
-    names = "+".join(Path(name).stem for name in run["data"])
-    out = Path(run["out"] or f"out/{names}-{run['model']}")
+    run = {"data": usual.data, "model": usual.model} | given
+    out = folder_of(given)
     if {"minutes", "steps"} <= given.keys():
         raise ValueError("--steps: expected --minutes or --steps, got both; leave one out")
     saved, tokenizer = None, {"tokenizer", "vocab_size"} & given.keys()
@@ -35,8 +40,6 @@ def configure(given, resume, overwrite):
         Config.restored(saved[1], out)
         given = continued(given, saved[1])
         run |= given
-    elif out.exists() and not out.is_dir():
-        raise ValueError(f"--out: expected a folder, {out} is a file; name another")
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
     kind = catalogue.kind(run["data"], given.get("target"))
@@ -59,7 +62,7 @@ def configure(given, resume, overwrite):
 def continued(given, about):
     """The options of a resumed run. Raises ValueError for what would make it another run."""
     before = about["config"]
-    for name in given.keys() - FREE:
+    for name in given.keys() - checkpoint.FREE:
         if given[name] != before.get(name):
             what = f"--{name.replace('_', '-')}: this run has {before.get(name)}"
             other = "set --steps" if name == "minutes" else "leave it out"

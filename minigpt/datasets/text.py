@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.datasets.stream import Shuffled
+from minigpt.files import write_whole
 from minigpt.messages import check, nearest
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}
+KEYS = {"uniform", "unigram", "bzip2", "n_grams", "best", "order", "read"}  # of baselines()
 MOST = 2_000_000  # tokens of each part that the n-grams read: a few seconds
 
 
@@ -59,16 +61,22 @@ def docstrings(path):
 
 
 def cached(path, make, read=str):
-    """What read() makes of a file. If it is absent or damaged, make() gives its text anew."""
+    """What read() makes of a file. If it is absent or not what was written, make() gives its text.
+
+    Its SHA-256 stands in a file beside it, so that a file that was cut short is not believed.
+    """
+    proof = path.with_name(f"{path.name}.sha256")
     with suppress(OSError, ValueError):
-        return read(path.read_bytes().decode())
-    text = make()
+        data = path.read_bytes()
+        if proof.read_text().startswith(hashlib.sha256(data).hexdigest()):
+            return read(data.decode())
+    data = make().encode()
+    line = f"{hashlib.sha256(data).hexdigest()}  {path.name}\n"  # as the command sha256sum has it
     with suppress(OSError):  # in a read-only folder the text is made again next time
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.{os.getpid()}")
-        beside.write_bytes(text.encode())
-        beside.replace(path)  # at once: another process never sees half a file
-    return read(text)
+        write_whole(path, data)
+        write_whole(proof, line.encode())
+    return read(data.decode())
 
 
 def read_file(path):
@@ -164,7 +172,13 @@ def baselines(train, validation, vocab_size, text_of_validation, cache):
         }
         return json.dumps(found)
 
-    return cached(Path(cache) / f"baselines-{key}.json", count, json.loads)
+    def read(text):
+        found = json.loads(text)
+        if {*found} != KEYS:
+            raise ValueError("of another version")
+        return found
+
+    return cached(Path(cache) / f"baselines-{key}.json", count, read)
 
 
 def witten_bell(train, validation, vocab_size):

@@ -4,16 +4,21 @@ Python's own way to store objects, pickle, can run any code when a file is opene
 numbers and text only, so a stranger's file is safe to open. Equal states give equal bytes.
 """
 
+import hashlib
 import json
 import os
 import zlib
+from dataclasses import asdict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_bytes
 
 from minigpt.engine.arrays import to_numpy
+from minigpt.files import write_whole
+from minigpt.training.folder import absent
 
+FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # may change on --resume
 KEY, VERSION = "minigpt", 4  # where the JSON stands in the header, and the layout it has
 
 
@@ -21,26 +26,29 @@ class CheckpointError(ValueError):
     """A file that is not a whole checkpoint of this program; the text says what is wrong."""
 
 
-def save(path, arrays, about):
+def save(path, arrays, about, keep=True):
     """Write {name: array} and the JSON-able dict `about` to path, or leave path as it was.
 
-    The bytes go to a file beside it, which then takes the name of the old one in a single operation
-    of the file system. So path always holds the old file or the new one, and never a part of it.
+    keep=False only tries whether there is room for it.
     """
-    beside = f"{path}.{os.getpid()}"
     # safetensors would store a transposed or sliced array in the wrong order, without a word
     arrays = {name: np.asarray(to_numpy(a), order="C") for name, a in arrays.items()}
     about = {"version": VERSION, "crc": checksum(arrays, about), **about}
     header = {KEY: json.dumps(about, sort_keys=True)}
-    try:
-        with open(beside, "wb") as file:
-            file.write(to_bytes(arrays, header))
-            file.flush()
-            os.fsync(file.fileno())  # on the disk, not only in the system's memory
-        os.replace(beside, path)
-    finally:
-        if os.path.exists(beside):  # something failed
-            os.remove(beside)
+    write_whole(path, to_bytes(arrays, header), keep)
+
+
+def identity(config, crc):
+    """A hash of what a run is: its options and the checksum of its data; the same run, the same."""
+    options = asdict(config) | dict.fromkeys(FREE)
+    return hashlib.sha256(json.dumps([options, crc], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def same_run(out, best, last):
+    """Raises CheckpointError unless the best and the last checkpoint in a folder are of one run."""
+    if best.get("run") != last.get("run"):
+        what = f"{out}: best.safetensors and last.safetensors are of two different runs"
+        raise CheckpointError(f"{what}; move one of them to another folder")
 
 
 def load(path):
@@ -68,7 +76,7 @@ def _read(path, with_arrays=True):
     Whatever damage makes safetensors or json raise becomes a CheckpointError of one line.
     """
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; train one first")
+        raise FileNotFoundError(f"{path}: expected a checkpoint, found no file; {absent(path)}")
     try:
         open(path, "rb").close()  # safetensors would call a file damaged that nobody may read
         with safe_open(path, "numpy") as file:

@@ -57,20 +57,18 @@ class Process(Alone):
     def zeros(self, n, dtype):
         """This rank's row of a matrix (size, n) that all ranks see, for all_reduce.
 
-        All ask for it together, once. Rank 0 makes a file of zeros and tells its name, and everyone
-        maps it: what one writes there, the others read.
+        All ask for it together, once. Rank 0 makes a file of zeros and tells where it is, and
+        everyone maps it: what one writes there, the others read.
         """
         row = bytes(n * np.dtype(dtype).itemsize)
-        path = None if self.rank else scratch(row, self.size)
+        place, done = (None, None) if self.rank else scratch(row, self.size)
         try:
-            shared = self.all_gather(path)[0]
-            with open(shared, "r+b") as file:
+            with open(self.all_gather(place)[0], "r+b") as file:
                 memory = mmap.mmap(file.fileno(), 0)
-            self.barrier()  # now all ranks have mapped it, and nobody needs its name any more
+            self.barrier()  # now all ranks have mapped it, and nobody needs to find it any more
         finally:
-            if path:  # without a name the file vanishes with its last process, even after a crash
-                with suppress(PermissionError):  # Windows keeps the names of open files
-                    os.remove(path)
+            if done:
+                done()
         self.rows = np.frombuffer(memory, dtype).reshape(self.size, n)
         return self.rows[self.rank]
 
@@ -92,7 +90,7 @@ class Process(Alone):
 
 
 def scratch(row, size):
-    """Make a file of `size` rows of zero bytes -> its path.
+    """Make a file of `size` rows of zero bytes -> its path, and a function that lets go of it.
 
     It lies in /dev/shm, which is memory, or on the disk if that has no room: containers often give
     64 MB. The zeros are really written: in a file that is merely declared long, a full disk would
@@ -100,11 +98,33 @@ def scratch(row, size):
     """
     for folder in ("/dev/shm", tempfile.gettempdir()):
         with suppress(OSError):
-            handle, path = tempfile.mkstemp(prefix="minigpt-", dir=folder)
+            handle, path, done = _nameless(folder)
             try:
-                with open(handle, "wb") as file:
+                with open(handle, "wb", closefd=False) as file:
                     file.writelines([row] * size)
-                return path
+                return path, done
             except OSError:
-                os.remove(path)
+                done()
     raise OSError(f"workers: no room for {len(row) * size} bytes in {folder}; use --workers 1")
+
+
+def _nameless(folder):
+    """A new file -> its descriptor, a path for the other ranks, and a function that lets go of it.
+
+    Linux can make a file without a name, which vanishes with the last process that has it open or
+    mapped, even if all are killed. Elsewhere the file has a name until done() removes it.
+    """
+    with suppress(AttributeError, OSError):  # no such system, or no such disk
+        handle = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
+        path = f"/proc/{os.getpid()}/fd/{handle}"
+        if os.path.exists(path):
+            return handle, path, lambda: os.close(handle)
+        os.close(handle)
+    handle, path = tempfile.mkstemp(prefix="minigpt-", dir=folder)
+
+    def done():
+        os.close(handle)
+        with suppress(PermissionError):  # Windows keeps the names of mapped files
+            os.remove(path)
+
+    return handle, path, done

@@ -8,6 +8,7 @@ is gone, and rank 0 kills its children before it ends.
 import multiprocessing
 import os
 import signal
+import threading
 from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -19,6 +20,7 @@ from minigpt.engine import device
 from minigpt.training.costs import CORE
 from minigpt.training.parallel import Process
 from minigpt.training.ranks import Alone
+from minigpt.training.stopping import SIGNALS
 
 
 def run(size, program, *args):
@@ -75,24 +77,27 @@ def _ctrl_c_waits():
     """
     came = []
     can_block = hasattr(signal, "pthread_sigmask")  # Windows cannot
-    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    main = threading.current_thread() is threading.main_thread()  # which alone has handlers
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if main else None
     if can_block:
         # The tracker would start with the first process and unblock SIGINT then; so start it now.
         resource_tracker.ensure_running()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         if can_block:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, handler)
+        if main:
+            signal.signal(signal.SIGINT, handler)
         if came:
             signal.raise_signal(signal.SIGINT)
 
 
 def _rank(rank, size, pipe):
     """What another process does: it waits for the program, runs it, and sends rank 0 its errors."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Windows has no block that it could inherit
+    for number in SIGNALS:  # rank 0 answers them, and then ends the others
+        signal.signal(number, signal.SIG_IGN)
     device.keep_pages()  # each process has its own allocator to set
     with suppress(EOFError, OSError):  # the pipe ends when rank 0 has ended
         program, args = pipe.recv()

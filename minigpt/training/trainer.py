@@ -2,12 +2,11 @@
 
 import math
 import shlex
-import signal
 import statistics
 import threading
 import time
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,13 +17,13 @@ from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.messages import say
-from minigpt.training import checkpoint
+from minigpt.training import checkpoint, folder, stopping
 from minigpt.training.optim import clip, rate_at
 from minigpt.training.ranks import Alone
 
 CLIP = 1.0  # the norm to which a longer gradient is shortened; 1 is usual since GPT-3
 NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
-STATE = ("step", "best", "stale", "recent")  # attributes that a checkpoint keeps
+STATE = ("step", "best", "stale", "recent", "rows")  # attributes that a checkpoint keeps
 TIMED = 20  # steps that must have been timed before they tell how many fit in --minutes
 RECENT = 50  # the last steps, whose median tells how fast the machine is now
 MISSED = 0.05  # the share of --minutes by which a run may miss its end before the plan changes
@@ -65,7 +64,8 @@ class Trainer:
         self.step, self.best, self.seconds, self.recent = 0, NEVER, 0.0, 0.0
         self.steps = config.steps  # None: as many as fit in --minutes, which plan() finds out
         self.said = 0  # the number of steps that plan() has printed
-        self.stopped = False  # by Ctrl-C
+        self.stopped = False  # or the number of the signal that asked for it: 2 is Ctrl-C
+        self.rows = []  # what log.csv says of each validation, but for the seconds
         self.stale = 0  # validations without a new best, since the rate has been falling
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
         # While training, a fixed sample is validated: a fifth as many windows as training reads
@@ -76,18 +76,14 @@ class Trainer:
         self.validation = [part[module_of(part).asarray(sample)] for part in validation]
 
     def fit(self, saved=None):
-        """Train from the start or from `saved`, a loaded checkpoint; say how it begins and ends.
-
-        A folder in which nothing has been saved is removed again if the run fails.
-        """
+        """Train from the start or from `saved`, a loaded checkpoint; say how it begins and ends."""
         try:
             self.begin(saved)
             self.run()
             self.end()
         except BaseException as error:
             if self.first:
-                with suppress(OSError):  # it is not empty, or was never made
-                    self.out.rmdir()
+                folder.bring_back(self.out)
             if isinstance(error, BrokenPipeError):
                 remedy = "--resume goes on from the last checkpoint"
                 raise OSError(f"nobody reads the output any more; {remedy}") from None
@@ -100,6 +96,10 @@ class Trainer:
             self.try_folder()
         if saved:
             self.restore(*saved)
+            if self.first:
+                folder.cut_back(self.out, self.rows, self.step)
+        elif self.first:
+            folder.set_aside(self.out)
         if not self.first:
             return
         crew = f", {c.workers} workers" if c.workers > 1 else ""
@@ -120,11 +120,10 @@ class Trainer:
         """Save once before the first step, so that a full disk is not found after an hour."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
-            self.save("probe")
-            (self.out / "probe.safetensors").unlink()
+            folder.clear(self.out)
+            self.save("last", keep=False)
         except OSError as error:
-            why = f"{error.strerror}; free space, or name another --out"
-            raise OSError(f"--out: cannot save in {self.out}: {why}") from None
+            raise folder.unusable(self.out, error) from None
 
     def end(self):
         """Say why the run is over, if it is not because all steps are done."""
@@ -133,15 +132,15 @@ class Trainer:
             remedy = "more text or --dropout 0.2 may help, --resume --patience N goes on"
             say("", f"step {self.step}: no new best in {c.patience} validations; {remedy}")
         if self.first and self.stopped:
-            if self.best == NEVER:  # the best that lies there is of a run that this one replaces
-                (self.out / "best.safetensors").unlink(missing_ok=True)
+            folder.forget(self.out)
             command = f"python train.py --resume --out {shlex.quote(str(self.out))}"
             say("", f"stopped after step {self.step}; continue: {command}")
 
     def validate(self):
         """Load the best checkpoint into the model -> its mean loss over the whole split."""
         self.ranks.barrier()  # until rank 0 has written it
-        arrays, _ = checkpoint.load(self.out / "best.safetensors")
+        arrays, about = checkpoint.load(self.out / "best.safetensors")
+        checkpoint.same_run(self.out, about, self.about)
         self.model.load_state_dict(checkpoint.weights(arrays))
         return mean_loss(self.model, *self.windows, 2 * self.config.batch_size, self.ranks)
 
@@ -196,10 +195,9 @@ class Trainer:
         c, tokens = self.config, self.config.batch_size * self.stream.block_size
         hide = None if self.first else True  # None: show it if the output is a terminal
         bar = tqdm(total=self.steps, initial=self.step, unit="step", disable=hide, leave=False)
-        previous, times = signal.getsignal(signal.SIGINT), deque(maxlen=RECENT)
-        if self.first:  # the others ignore it, and end when rank 0 does
-            signal.signal(signal.SIGINT, self._interrupt)
-        try:
+        times = deque(maxlen=RECENT)
+        # The other ranks ignore these signals, and end when rank 0 does.
+        with stopping.heeded(self._interrupt) if self.first else nullcontext(), bar:
             while not self.stopped and self.step != self.steps and self.stale < c.patience:
                 start = time.perf_counter()
                 with np.errstate(over="ignore", invalid="ignore"):  # train_step checks for both
@@ -216,9 +214,6 @@ class Trainer:
                     self.evaluate()
             if self.stopped:
                 self.save("last")
-        finally:
-            bar.close()
-            signal.signal(signal.SIGINT, previous)
 
     def plan(self, times):
         """Turn --minutes into a number of steps, anew after every step; rank 0 has the clock.
@@ -246,10 +241,10 @@ class Trainer:
             tqdm.write(f"{'':<14} {'now ' if self.said else ''}{self.steps} steps {why}")
             self.said = self.steps
 
-    def _interrupt(self, *_):
-        if self.stopped:  # a second Ctrl-C does not wait for the step
+    def _interrupt(self, number, _):
+        if self.stopped:  # a second signal does not wait for the step
             raise KeyboardInterrupt
-        self.stopped = True
+        self.stopped = number
 
     def evaluate(self):
         """Validate on the fixed sample; save `last`, and `best` if the loss is a new best; log."""
@@ -261,20 +256,24 @@ class Trainer:
         # While the rate is flat the loss may rest on a plateau, which the falling rate ends.
         flat = self.rate() == c.learning_rate
         self.stale = 0 if loss < best or flat else self.stale + 1
+        tokens = self.step * c.batch_size * self.stream.block_size
+        self.rows.append(f"{self.step},{self.recent:.4f},{loss:.4f},{tokens}")
         if not self.first:
             return
         if loss < best:
             self.save("best")  # before `last`: a run resumed from `last` relies on this file
         self.save("last")
-        tokens = self.step * c.batch_size * self.stream.block_size
-        row = f"{self.step},{self.recent:.4f},{loss:.4f},{tokens},{self.seconds:.1f}\n"
-        with open(self.out / "log.csv", "w" if best == NEVER else "a") as file:
-            head = "" if file.tell() else "step,training,validation,tokens,seconds\n"
-            file.write(head + row)
+        folder.forget(self.out)
+        with open(self.out / "log.csv", "w" if len(self.rows) == 1 else "a") as file:
+            head = "" if file.tell() else folder.HEAD + "\n"
+            file.write(f"{head}{self.rows[-1]},{self.seconds:.1f}\n")
         self.on_evaluate(self, loss, best)
 
-    def save(self, name):
-        """Write OUT/name.safetensors: weights, moments, and where the stream of batches stands."""
+    def save(self, name, keep=True):
+        """Write OUT/name.safetensors: weights, moments, and where the stream of batches stands.
+
+        keep=False only tries whether it can be written.
+        """
         moments = {f"optimizer.{key}": array for key, array in self.optimizer.moments.items()}
         state = {key: getattr(self, key) for key in STATE} | {"stream": self.stream.position}
         if self.config.steps is None:
@@ -282,10 +281,13 @@ class Trainer:
         config = asdict(self.config) | {"out": None}  # the folder may move
         about = self.about | {"config": config, "state": state}
         arrays = self.model.state_dict() | moments
-        checkpoint.save(self.out / f"{name}.safetensors", arrays, about)
+        checkpoint.save(self.out / f"{name}.safetensors", arrays, about, keep)
 
     def restore(self, arrays, about):
         """Continue from a loaded checkpoint as if the run had never stopped."""
+        best = self.out / "best.safetensors"
+        if about["state"]["best"] < NEVER and best.exists():
+            checkpoint.same_run(self.out, checkpoint.read_about(best), about)
         self.model.load_state_dict(checkpoint.weights(arrays))
         for name, moment in self.optimizer.moments.items():
             moment[...] = module_of(moment).asarray(arrays[f"optimizer.{name}"])

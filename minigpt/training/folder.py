@@ -1,0 +1,137 @@
+"""The folder of a run: one run at a time, and nothing of an earlier one is lost or mixed in.
+
+train.py claims it, and the Trainer keeps it in order. A first reader can skip this file.
+"""
+
+import os
+import re
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from minigpt.files import write_whole
+from minigpt.messages import say
+
+FILES = ("last.safetensors", "best.safetensors", "log.csv", "samples.txt", "curve.svg")
+ASIDE = ".before"  # how a file of a run that is being replaced ends, until the new one has saved
+PART = re.compile(r".*\.[0-9a-f]{8}\.part")  # a file that write_whole has not finished
+HEAD = "step,training,validation,tokens,seconds"
+
+
+@contextmanager
+def claimed(out, create):
+    """Within the block no other process can claim this folder, which is made if `create`.
+
+    The lock lies on the folder itself: there is no file that could be left behind, and the system
+    gives it back however the process ends. A folder that was made here and is still empty at the
+    end is removed. Raises OSError if another run holds it, or it cannot be made.
+    """
+    out = Path(out)
+    new = [folder for folder in (out, *out.parents) if not folder.exists()]
+    if not create and not out.is_dir():
+        yield  # --resume will say what is missing
+        return
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out: expected a folder, {out} is a file; name another")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(out, error) from None
+    lock = _lock(out)
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+        with suppress(OSError):  # something was saved
+            for folder in new:
+                folder.rmdir()
+
+
+def unusable(out, error):
+    """The error of a folder in which nothing can be saved."""
+    why = f"{error.strerror}; free space, or name another --out"
+    return OSError(f"--out: cannot save in {out}: {why}")
+
+
+def _lock(out):
+    """A descriptor of the folder that holds its lock, None where the system has no such lock."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return descriptor
+    except BlockingIOError:
+        os.close(descriptor)
+        remedy = "wait until it ends, or name another --out"
+        raise OSError(f"{out}: another run is writing here; {remedy}") from None
+    except OSError as error:  # some network disks
+        os.close(descriptor)
+        say("", f"{out}: no lock here ({error.strerror}): start no second run in this folder")
+        return None
+
+
+def clear(out):
+    """Remove what runs that were killed have left half written; other files stay."""
+    for file in Path(out).iterdir():
+        if PART.fullmatch(file.name) and file.is_file():
+            file.unlink(missing_ok=True)
+
+
+def set_aside(out):
+    """Rename the files of the run that lies there; forget() removes them, when a new one is safe.
+
+    From a run that never saved `last` nothing can go on. So what it was itself replacing stays, and
+    its own files go.
+    """
+    whole = (out / "last.safetensors").exists()
+    for name in FILES:
+        file, kept = out / name, out / (name + ASIDE)
+        if file.exists() and (whole or not kept.exists()):
+            os.replace(file, kept)
+        else:
+            file.unlink(missing_ok=True)
+
+
+def bring_back(out):
+    """Undo set_aside, unless the new run has saved all that is needed to go on."""
+    if not (out / "last.safetensors").exists():
+        for name in FILES:
+            if (kept := out / (name + ASIDE)).exists():
+                os.replace(kept, out / name)
+
+
+def forget(out):
+    """Remove the run that was set aside: the new one has saved all that is needed to go on."""
+    for name in FILES:
+        (out / (name + ASIDE)).unlink(missing_ok=True)
+
+
+def absent(file):
+    """What to do about a checkpoint that is not there."""
+    if (kept := Path(f"{file}{ASIDE}")).exists():
+        return f"{kept.name} is of the run that --overwrite was replacing; rename it to go on"
+    return "train one first"
+
+
+def cut_back(out, rows, step):
+    """Make log.csv and samples.txt those of a checkpoint of this step, whose rows are given.
+
+    A row is "step,training,validation,tokens". Its seconds stand in log.csv alone; a row that a
+    kill has kept out of there comes back without them. Rows and samples of later steps will be
+    written again.
+    """
+    seconds = {}
+    with suppress(OSError):
+        for line in (out / "log.csv").read_text("utf-8").splitlines():
+            row, _, last = line.rpartition(",")
+            seconds[row] = last
+    lines = [HEAD, *(f"{row},{seconds.get(row, '')}" for row in rows)]
+    write_whole(out / "log.csv", ("\n".join(lines) + "\n").encode())
+    with suppress(OSError):
+        samples = (out / "samples.txt").read_text("utf-8").split("\n")
+        found = [re.match(r"step (\d+)\t.*\t.", line) for line in samples]
+        kept = [m.string + "\n" for m in found if m and int(m[1]) <= step]
+        write_whole(out / "samples.txt", "".join(kept).encode())

@@ -1,0 +1,42 @@
+"""Stopping when asked to: by Ctrl-C, by a closed terminal, or by `kill`, as batch systems do."""
+
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager
+
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+@contextmanager
+def heeded(handler):
+    """Within the block these signals call handler(number, frame).
+
+    One that is ignored, as nohup ignores SIGHUP, stays so. In another thread than the main one
+    Python allows no handlers, and nothing changes.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        before = {number: how for number, how in before.items() if how != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, how in before.items():
+            signal.signal(number, how)
+
+
+def end_as(number):
+    """End this process as the signal would have, so that a shell sees it: $? is 128 + number.
+
+    Then `train.py && next` does not go on, and a loop of a shell stops.
+    """
+    for file in filter(None, (sys.stdout, sys.stderr)):
+        file.flush()
+    if os.name == "posix":
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+    os._exit(128 + number)

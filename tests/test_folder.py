@@ -1,0 +1,324 @@
+"""A run's folder: what happens if a run is replaced, killed, started twice, or told to stop."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sample
+import train
+from minigpt.training import checkpoint, folder, stopping
+from minigpt.training.checkpoint import CheckpointError, read_about
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = "the quick brown fox jumps over the lazy dog. " * 40
+TINY = "--n-layer 1 --n-embd 16 --n-head 2 --block-size 16 --workers 1 --eval-every 2".split()
+POSIX = pytest.mark.skipif(os.name != "posix", reason="needs POSIX's signals and locks")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(train, "CACHE", tmp_path / "cache")
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tmp_path
+
+
+def trained(*words, out="run"):
+    train.main(["--data", "text.txt", "--out", out, *TINY, *words])
+
+
+def contents(run):
+    return {file.name: file.read_bytes() for file in sorted(Path(run).iterdir())}
+
+
+class Killed(BaseException):
+    """The end of the process, as far as its files are concerned."""
+
+
+@contextmanager
+def killed(monkeypatch, module, name, call):
+    """Within the block the call-th use of a function of this name ends the process."""
+    real, calls = getattr(module, name), []
+
+    def dying(*args, **options):
+        calls.append(args)
+        if len(calls) == call:
+            raise Killed
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(module, name, dying)
+        patch.setattr(folder, "bring_back", lambda out: None)  # nobody is left to do it
+        yield
+
+
+# --overwrite
+
+
+@pytest.mark.parametrize("call", range(1, 8))
+def test_a_run_that_is_being_replaced_is_whole_until_the_new_one_has_saved(
+    place, monkeypatch, call
+):
+    trained("--steps", "4")
+    old = contents("run")
+    with killed(monkeypatch, os, "replace", call):
+        trained("--steps", "4", "--seed", "2", "--overwrite")
+    now = contents("run")
+    kept = {name.removesuffix(folder.ASIDE): data for name, data in now.items()}
+    for name in ("last.safetensors", "best.safetensors"):
+        files = [n for n in (name, name + folder.ASIDE) if now.get(n) == old[name]]
+        assert files, f"{name} of the old run is lost"
+    if "last.safetensors" in now:  # then nothing of the new run lies beside it
+        assert now["last.safetensors"] == old["last.safetensors"]
+        if "best.safetensors" in now:
+            assert now["best.safetensors"] == old["best.safetensors"]
+    assert {*old} <= {*kept}
+
+
+def test_the_old_run_goes_when_the_new_one_has_saved_and_other_files_stay(place):
+    trained("--steps", "4")
+    Path("run/notes.txt").write_text("mine")
+    trained("--steps", "2", "--seed", "2", "--overwrite")
+    assert not list(Path("run").glob(f"*{folder.ASIDE}"))
+    assert Path("run/notes.txt").read_text() == "mine"
+    assert Path("run/log.csv").read_text().count("\n") == 2
+    assert len(Path("run/samples.txt").read_text().splitlines()) == 2
+
+
+def test_a_missing_checkpoint_names_the_one_that_was_set_aside(place, capsys):
+    trained("--steps", "2")
+    for name in folder.FILES:
+        os.replace(f"run/{name}", f"run/{name}{folder.ASIDE}")
+    with pytest.raises(SystemExit):
+        train.main("--resume --out run".split())
+    assert f"last.safetensors{folder.ASIDE} is of the run that" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        sample.main(["run"])
+    assert "rename it to go on" in capsys.readouterr().err
+
+
+def test_what_an_overwriting_run_had_set_aside_survives_the_next_one(place, monkeypatch):
+    trained("--steps", "4")
+    old = contents("run")
+    with killed(monkeypatch, os, "replace", 7):  # five files are aside, `best` saved, `last` not
+        trained("--steps", "4", "--seed", "2", "--overwrite")
+    assert {*contents("run")} > {"best.safetensors"} and "last.safetensors" not in contents("run")
+    with killed(monkeypatch, os, "replace", 1):
+        trained("--steps", "4", "--seed", "3", "--overwrite")
+    assert contents("run") == {name + folder.ASIDE: data for name, data in old.items()}
+
+
+def test_checkpoints_of_two_runs_in_one_folder_are_refused(place, capsys):
+    trained("--steps", "4")
+    trained("--steps", "4", "--seed", "2", out="other")
+    shutil.copy("other/best.safetensors", "run")
+    with pytest.raises(CheckpointError, match="of two different runs; move one"):
+        checkpoint.same_run("run", *(read_about(f"run/{n}.safetensors") for n in ("best", "last")))
+    for command in (sample.main, ["run"]), (train.main, "--resume --steps 6 --out run".split()):
+        with pytest.raises(SystemExit):
+            command[0](command[1])
+        assert "of two different runs" in capsys.readouterr().err
+
+
+def test_a_run_has_the_same_identity_wherever_and_however_long_it_trains(place):
+    trained("--steps", "2")
+    trained("--steps", "4", out="longer")
+    trained("--steps", "2", "--seed", "2", out="other")
+    a, b, c = (read_about(f"{run}/last.safetensors")["run"] for run in ("run", "longer", "other"))
+    assert a == b != c
+
+
+# two runs in one folder
+
+
+@POSIX
+def test_a_second_run_in_a_folder_is_refused_and_leaves_nothing(place, capsys):
+    with folder.claimed("run", create=True):
+        for words in ([], ["--overwrite"]):
+            with pytest.raises(SystemExit):
+                trained("--steps", "2", *words)
+            assert "another run is writing here; wait" in capsys.readouterr().err
+        assert not list(Path("run").iterdir())
+    assert not Path("run").exists()
+    trained("--steps", "2")
+
+
+@POSIX
+def test_resuming_needs_the_lock_too(place, capsys):
+    trained("--steps", "2")
+    before = contents("run")
+    with folder.claimed("run", create=False), pytest.raises(SystemExit):
+        train.main("--resume --steps 4 --out run".split())
+    assert "another run is writing here" in capsys.readouterr().err
+    assert contents("run") == before
+
+
+def test_a_folder_that_cannot_be_locked_is_said_and_used(place, monkeypatch, capsys):
+    fcntl = pytest.importorskip("fcntl")
+
+    def cannot(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", cannot)
+    trained("--steps", "2")
+    assert "start no second run in this folder" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["--steps", "2", "--data", "missing.txt"], ["--n-embd", "15"]])
+def test_a_folder_in_which_nothing_was_saved_goes_and_one_that_was_there_stays(place, words):
+    Path("mine").mkdir()
+    for out in ("new/folder", "mine"):
+        with pytest.raises(SystemExit):
+            train.main(["--data", "text.txt", "--out", out, *TINY, *words])
+    assert not Path("new/folder").exists() and Path("mine").exists()
+
+
+# leftovers
+
+
+def test_what_a_killed_run_has_left_half_written_goes_and_a_users_file_stays(place):
+    trained("--steps", "2")
+    left, mine = Path("run/last.safetensors.0123abcd.part"), Path("run/last.safetensors.old")
+    probe, inside = Path("run/probe.safetensors"), Path("run/best.safetensors.0123abcd.part")
+    for file in (left, mine, probe):
+        file.write_text("x")
+    inside.mkdir()
+    trained("--steps", "2", "--overwrite")
+    assert not left.exists() and mine.exists() and probe.exists() and inside.is_dir()
+
+
+# log.csv
+
+
+@pytest.mark.parametrize("damage", ["lost", "half", "ahead", "gone"])
+def test_a_resumed_run_has_the_log_of_the_undisturbed_one(place, damage):
+    trained("--steps", "6", out="whole")
+    trained("--steps", "4")
+    log = Path("run/log.csv")
+    lines = log.read_text().splitlines(keepends=True)
+    if damage == "lost":
+        log.write_text("".join(lines[:-1]))
+    elif damage == "half":
+        log.write_text("".join(lines[:-1]) + lines[-1][:9])
+    elif damage == "ahead":
+        log.write_text("".join(lines) + "6,1.0,1.0,1,1.0\n8,1.0,1.0,1,1.0\n")
+    else:
+        log.unlink()
+    with open("run/samples.txt", "a") as file:
+        file.write("step 6\t1 s\tof a run that was killed\nstep 8\t")
+    train.main("--resume --steps 6 --out run".split())
+
+    def without_seconds(file):
+        return [line.rpartition(",")[0] for line in Path(file).read_text().splitlines()]
+
+    assert without_seconds("run/log.csv") == without_seconds("whole/log.csv")
+    steps = [line.split("\t")[0] for line in Path("run/samples.txt").read_text().splitlines()]
+    assert steps == ["step 0", "step 2", "step 4", "step 6"]
+    assert "of a run that was killed" not in Path("run/samples.txt").read_text()
+
+
+# signals
+
+
+def started(place, *words, **options):
+    """train.py in a process of its own, which has reached its first checkpoint."""
+    command = [sys.executable, ROOT / "train.py", "--data", "text.txt", "--out", "run", *TINY]
+    process = subprocess.Popen(
+        [*map(str, command), "--steps", "1000000", *words], cwd=place, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not (place / "run/log.csv").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    return process
+
+
+@POSIX
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_ends_a_run_after_saving_and_as_the_signal_would_have(place, name, workers):
+    number = getattr(signal, name)
+    process = started(place, "--workers", workers, "--batch-size", "8")
+    os.killpg(process.pid, number)  # a terminal and a batch system send it to all processes
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == -number and err == ""
+    assert "continue: python train.py --resume --out run" in out.splitlines()[-1]
+    about = read_about(place / "run/last.safetensors")
+    assert f"stopped after step {about['state']['step']};" in out
+
+
+@POSIX
+def test_a_shell_does_not_go_on_after_ctrl_c(place):
+    command = f"{sys.executable} {ROOT / 'train.py'} --data text.txt --out run --steps 1000000 "
+    script = command + " ".join(TINY) + "; echo $?; echo next"
+    process = subprocess.Popen(
+        ["bash", "-c", script], cwd=place, stdout=subprocess.PIPE, start_new_session=True, text=True
+    )
+    end = time.monotonic() + 60
+    while not (place / "run/log.csv").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert "stopped after step" in out and "next" not in out
+
+
+@POSIX
+def test_a_signal_that_nohup_lets_be_ignored_stays_ignored(place):
+    ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
+    process = started(place, preexec_fn=ignore)
+    os.kill(process.pid, signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    os.kill(process.pid, signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_handlers_come_back_and_are_left_alone_in_another_thread():
+    before, seen = [signal.getsignal(n) for n in stopping.SIGNALS], []
+
+    def inside():
+        with stopping.heeded(seen.append):
+            seen.append([signal.getsignal(n) for n in stopping.SIGNALS])
+
+    thread = threading.Thread(target=inside)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+    inside()
+    assert seen[1] != before and [signal.getsignal(n) for n in stopping.SIGNALS] == before
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_training_works_outside_the_main_thread(place, workers):
+    failed = []
+
+    def work():
+        try:
+            trained("--steps", "2", "--workers", workers, "--batch-size", "8")
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert not failed and Path("run/last.safetensors").exists()
+
+
+def test_a_checkpoint_may_be_read_by_whoever_the_umask_allows(place):
+    before = os.umask(0o022)
+    try:
+        checkpoint.save(place / "x.safetensors", {"a": np.zeros(3)}, {})
+    finally:
+        os.umask(before)
+    if os.name == "posix":
+        assert (place / "x.safetensors").stat().st_mode & 0o777 == 0o644
