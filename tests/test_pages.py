@@ -92,6 +92,14 @@ def test_every_test_that_the_tour_names_exists():
         assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8"), name
 
 
+def test_every_test_that_a_promise_names_exists():
+    rows = re.findall(r"`(test_\w+\.py)::(\w+)`", (ROOT / "tests/README.md").read_text("utf-8"))
+    assert len(rows) > 20
+    for file, name in rows:
+        source = (ROOT / "tests" / file).read_text(encoding="utf-8")
+        assert f"def {name}(" in source or f"class {name}" in source, name
+
+
 def test_every_chapter_of_the_table_has_its_heading():
     table = re.findall(r"^\| \[(\d+)\]\(#", TOUR, re.M)
     assert table == [c.partition(".")[0] for c in CHAPTERS]
