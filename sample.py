@@ -42,15 +42,16 @@ def main(words=None):
         if args.explain is not None or args.look is not None:
             return show(args, model, application)
         prompt = args.prompt if talks else application.without_prompt(model, args, piped)
+        rng = np.random.default_rng(args.seed)
+        with np.errstate(over="ignore", invalid="ignore"):  # choose() looks at the logits
+            if prompt is not None:
+                application.reply(model, prompt, rng)
+            if args.interactive:
+                converse(application, model, rng)
     except BrokenPipeError:
         raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    rng = np.random.default_rng(args.seed)
-    if prompt is not None:
-        application.reply(model, prompt, rng)
-    if args.interactive:
-        converse(application, model, rng)
 
 
 def refuse_two_things_at_once(args):
@@ -86,11 +87,13 @@ def load(path, library):
         with contextlib.suppress(checkpoint.CheckpointError, OSError):  # absent, or damaged
             other = checkpoint.read_about(path / "last.safetensors")
         checkpoint.same_run(path, about, other)
-    config = Config.restored(about, file)
-    config.out = str(path)
-    application = application_class(about.get("application")).restore(config, about, FOLDER)
-    model = application.build(np.random.default_rng(0)).to(library).eval()
-    model.load_state_dict(checkpoint.weights(arrays))
+    with checkpoint.foreign(file):
+        config = Config.restored(about, file)
+        config.out = str(path)
+        checkpoint.refuse_larger(file, config, arrays)
+        application = application_class(about.get("application")).restore(config, about, FOLDER)
+        model = application.build(np.random.default_rng(0)).to(library).eval()
+        model.load_state_dict(checkpoint.weights(arrays))
     return model, application
 
 

@@ -69,7 +69,7 @@ def six_steps(kind, config, saved, check=False):
     # 1 preprocess: texts, tables, images or sounds become arrays of numbers.
     application = application_class(kind)(config, CACHE)
     application.preprocess()
-    if saved and saved[1]["data"] != application.crc:
+    if saved and saved[1].get("data") != application.crc:
         raise ValueError("--data: not what this run has read; restore it, or start anew")
 
     # 2 build: the model, on the CPU or on a GPU.

@@ -11,10 +11,14 @@ def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):
 
     A temperature below 1 makes likely ids likelier, one above 1 makes all more alike; 0 takes the
     most likely id, without a draw. top_k and top_p leave out unlikely ids, as `truncated` says.
+    Raises ValueError if the largest logit of a row is no finite number.
     """
+    top = logits.max(-1, keepdims=True)
+    if not np.isfinite(top).all():
+        raise ValueError("logits: expected finite numbers, got NaN or infinity; train anew")
     if temperature == 0:
         return logits.argmax(-1).astype(np.int32)
-    shifted = (logits - logits.max(-1, keepdims=True)).astype(np.float64)  # e^x cannot overflow
+    shifted = (logits - top).astype(np.float64)  # e^x cannot overflow
     p = np.exp(shifted / temperature)  # softmax but for its divisor: only proportions count here
     if top_k is not None or top_p is not None:
         p = truncated(p, top_k, top_p)

@@ -2,11 +2,17 @@
 
 import difflib
 from importlib import import_module
+from unicodedata import category
 
 
 def say(step, message):
     """Print a line under the name of its step; step is "" in the lines that follow the first."""
     print(f"{step:<14} {message}", flush=True)
+
+
+def visible(text):
+    """The text without control characters but line ends and tabs: a terminal would obey them."""
+    return "".join("\ufffd" if category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
 def check(right, where, expected, got, remedy):

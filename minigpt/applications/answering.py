@@ -6,7 +6,7 @@ import sys
 
 from minigpt.applications.writing import TextApplication, trained_tokenizer
 from minigpt.datasets import tasks
-from minigpt.messages import say
+from minigpt.messages import say, visible
 from minigpt.training.scores import exact, exact_by_kind
 
 
@@ -81,7 +81,7 @@ class Answering(TextApplication):
             return
         for _ in range(self.how.count):
             pieces = self.pieces(model, tasks.asked(question), rng, stop="\n", temperature=0)
-            print("".join(pieces).strip())
+            print(visible("".join(pieces).strip()))
 
     def without_prompt(self, model, how, read):
         self.listen(how, None)

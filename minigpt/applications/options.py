@@ -36,9 +36,11 @@ def configure(given, resume, overwrite):
         raise ValueError("--steps: expected --minutes or --steps, got both; leave one out")
     saved, tokenizer = None, {"tokenizer", "vocab_size"} & given.keys()
     if resume:
-        saved = checkpoint.load(out / "last.safetensors")
-        Config.restored(saved[1], out)
-        given = continued(given, saved[1])
+        file = out / "last.safetensors"
+        saved = checkpoint.load(file)
+        with checkpoint.foreign(file):
+            checkpoint.refuse_larger(file, Config.restored(saved[1], file), saved[0])
+            given = continued(given, saved[1])
         run |= given
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")

@@ -12,7 +12,7 @@ from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import text, tokenizer_class, tokenizer_from
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.generate import stream
-from minigpt.messages import say
+from minigpt.messages import say, visible
 from minigpt.nn import model_class
 
 
@@ -167,7 +167,7 @@ class Writing(TextApplication):
         for _ in range(self.how.count):
             print(known, end="", flush=True)
             for piece in self.pieces(model, start, rng, self.how.stop, TEMPERATURE):
-                print(piece, end="", flush=True)
+                print(visible(piece), end="", flush=True)
             print()
 
     def without_prompt(self, model, how, read):

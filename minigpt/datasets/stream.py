@@ -1,5 +1,7 @@
 """Items in random order. An epoch takes each of them once; the next one, in another order."""
 
+import operator
+
 import numpy as np
 
 
@@ -20,7 +22,9 @@ class Shuffled:
 
     @position.setter
     def position(self, position):
-        self.epoch, self.index = position["epoch"], position["index"]
+        self.epoch, self.index = map(operator.index, (position["epoch"], position["index"]))
+        if not (0 <= self.epoch and 0 <= self.index < len(self)):
+            raise IndexError(f"stream: expected a place in {len(self)} items, got {position!r:.60}")
         self.shuffle(np.random.default_rng((self.seed, self.epoch)))
 
     def shuffle(self, rng):

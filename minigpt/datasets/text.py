@@ -85,6 +85,7 @@ def read_file(path):
         remedy = nearest(path, TEXTS, f"check the path or use {', '.join(TEXTS)}")
         raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
     check(not os.path.isdir(path), path, "a text file", "a folder", "name files in it")
+    check(os.path.isfile(path), path, "a text file", "a device or a pipe", "save it first")
     try:
         text = Path(path).read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as e:

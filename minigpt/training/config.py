@@ -75,8 +75,12 @@ class Config:
 
     @classmethod
     def restored(cls, about, path):
-        """The options in a checkpoint.  Raises ValueError if they are not those of this version."""
+        """The options in a checkpoint.  Raises ValueError if they are not those of this version, or
+        no command line could have given them: a file may come from a stranger."""
         try:
+            for f in fields(cls):
+                if not possible(f, value := about["config"][f.name]):
+                    raise TypeError(f"{f.name} = {value!r:.60}")
             return cls(**about["config"])
         except (KeyError, TypeError) as error:
             remedy = "open it with the minigpt that wrote it"
@@ -90,6 +94,23 @@ class Config:
         if (self.workers or 1) > (windows := self.batch_size // self.accumulate):
             expected = f"at most {windows}, --batch-size / --accumulate"
             raise ValueError(f"--workers: expected {expected}, got {self.workers}")
+
+
+def possible(f, value):
+    """Whether a value is of the kind of this field of Config, within its bounds and choices."""
+    kinds = (int, float) if f.type is float else f.type
+    if value is None:
+        return f.default_factory() is None
+    if not isinstance(value, kinds) or isinstance(value, bool) != (f.type is bool):
+        return False
+    if f.type in (int, float):
+        bounds = (*f.metadata["bounds"], ("<", 2**31))
+        return all(COMPARE[sign](value, bound) for sign, bound in bounds)
+    words = value if f.type is list else [value] if f.type is str else []
+    choices = f.metadata["argument"].get("choices")
+    return all(
+        isinstance(w, str) and w.isprintable() and (not choices or w in choices) for w in words
+    )
 
 
 def number(kind, *bounds):

@@ -15,6 +15,7 @@ FILES = ("last.safetensors", "best.safetensors", "log.csv", "samples.txt", "curv
 ASIDE = ".before"  # how a file of a run that is being replaced ends, until the new one has saved
 PART = re.compile(r".*\.[0-9a-f]{8}\.part")  # a file that write_whole has not finished
 HEAD = "step,training,validation,tokens,seconds"
+ROW = re.compile(r"\d+,[\d.-]+,[\d.-]+,\d+")  # all but the seconds
 
 
 @contextmanager

@@ -16,14 +16,15 @@ from tqdm import tqdm
 from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import IGNORED, cross_entropy
-from minigpt.messages import say
+from minigpt.messages import say, visible
 from minigpt.training import checkpoint, folder, stopping
 from minigpt.training.optim import clip, rate_at
 from minigpt.training.ranks import Alone
 
 CLIP = 1.0  # the norm to which a longer gradient is shortened; 1 is usual since GPT-3
 NEVER = 1e30  # the best loss before the first validation; JSON has no infinity
-STATE = ("step", "best", "stale", "recent", "rows")  # attributes that a checkpoint keeps
+NUMBER = int | float
+STATE = {"step": int, "best": NUMBER, "stale": int, "recent": NUMBER, "rows": list}  # saved
 TIMED = 20  # steps that must have been timed before they tell how many fit in --minutes
 RECENT = 50  # the last steps, whose median tells how fast the machine is now
 MISSED = 0.05  # the share of --minutes by which a run may miss its end before the plan changes
@@ -104,7 +105,7 @@ class Trainer:
             return
         crew = f", {c.workers} workers" if c.workers > 1 else ""
         if saved:
-            if (numpy := saved[1]["numpy"]) != np.__version__:
+            if (numpy := visible(str(saved[1].get("numpy")))) != np.__version__:
                 say("", f"begun with NumPy {numpy}: last digits may differ from there on")
             size = f" of {self.steps}" if self.steps else f", {c.minutes:g} minutes"
             say("4 train", f"continues after step {self.step}{size}{crew}")
@@ -284,16 +285,28 @@ class Trainer:
         checkpoint.save(self.out / f"{name}.safetensors", arrays, about, keep)
 
     def restore(self, arrays, about):
-        """Continue from a loaded checkpoint as if the run had never stopped."""
-        best = self.out / "best.safetensors"
-        if about["state"]["best"] < NEVER and best.exists():
-            checkpoint.same_run(self.out, checkpoint.read_about(best), about)
-        self.model.load_state_dict(checkpoint.weights(arrays))
-        for name, moment in self.optimizer.moments.items():
-            moment[...] = module_of(moment).asarray(arrays[f"optimizer.{name}"])
-        self.stream.position = about["state"]["stream"]
-        for name in STATE:
-            setattr(self, name, about["state"][name])
-        if self.config.steps is None:  # the rest of the minutes
-            self.steps, self.seconds = about["state"]["steps"], about["state"]["seconds"]
-            self.said = self.steps or 0
+        """Continue from a loaded checkpoint as if the run had never stopped.
+
+        Raises CheckpointError if it is not of this run, or not what save() writes.
+        """
+        with checkpoint.foreign(self.out / "last.safetensors"):
+            state, best = about["state"], self.out / "best.safetensors"
+            for name, kind in STATE.items():
+                if not isinstance(state[name], kind):
+                    raise TypeError(f"{name}: expected {kind}, got {state[name]!r:.60}")
+            if bad := [row for row in state["rows"] if not folder.ROW.fullmatch(row)]:
+                raise TypeError(f"rows: expected numbers, got {bad[0]!r:.60}")
+            if state["best"] < NEVER and best.exists():
+                checkpoint.same_run(self.out, checkpoint.read_about(best), about)
+            self.model.load_state_dict(checkpoint.weights(arrays))
+            for name, moment in self.optimizer.moments.items():
+                saved = arrays[f"optimizer.{name}"]
+                if saved.shape != moment.shape:
+                    raise TypeError(f"{name}: expected shape {moment.shape}, got {saved.shape}")
+                moment[...] = module_of(moment).asarray(saved)
+            self.stream.position = state["stream"]
+            for name in STATE:
+                setattr(self, name, state[name])
+            if self.config.steps is None:  # the rest of the minutes
+                self.steps, self.seconds = state["steps"], state["seconds"]
+                self.said = self.steps or 0
