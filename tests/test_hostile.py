@@ -5,9 +5,12 @@ the environment tries as many.
 """
 
 import copy
+import gzip
 import os
 import random
 import time
+import tracemalloc
+import wave
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +19,8 @@ import pytest
 
 import sample
 import train
+from minigpt.datasets import signals, tables, tasks, text
+from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.messages import visible
 from minigpt.training import checkpoint
 
@@ -164,6 +169,128 @@ def test_a_forged_run_is_resumed_or_refused_in_one_line(kind, saved, tmp_path, m
             assert capsys.readouterr().err.count("\n") == 1, number
         for file in ("best.safetensors", "log.csv", "samples.txt", "curve.svg"):
             Path("run", file).unlink(missing_ok=True)
+
+
+def originals(folder):
+    """{file: how it is read}: small files of every kind of data that a user may have"""
+    numbers = np.random.default_rng(0)
+    with gzip.open(folder / "train-labels-idx1-ubyte.gz", "wb") as file:
+        file.write(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(range(9)))
+    (folder / "images-idx3").write_bytes(bytes([0, 0, 8, 3, *[0, 0, 0, 2] * 3]) + bytes(range(8)))
+    np.save(folder / "x.npy", numbers.standard_normal((4, 4)))
+    with wave.open(str(folder / "x.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 50, "NONE", ""))
+        file.writeframes(bytes(range(100)))
+    rows = "".join(f"{i},{'ab'[i % 2]},{i / 7:.3f},{'yn'[i % 3 == 0]}\n" for i in range(40))
+    (folder / "x.csv").write_text("id,word,number,class\n" + rows)
+    (folder / "x.tsv").write_text("".join(f"q{i}\ta{i}\n" for i in range(40)))
+    (folder / "x.txt").write_text("the quick brown fox, é ü 汉字\n" * 20, encoding="utf-8")
+    return {
+        "train-labels-idx1-ubyte.gz": lambda path: signals.read_idx(path, 1),
+        "images-idx3": lambda path: signals.read_idx(path, 3),
+        "x.npy": lambda path: fit(*signals.read_array(path)),
+        "x.wav": lambda path: fit(*signals.read_array(path)),
+        "x.csv": lambda path: fit_table(tables.read_csv(path)),
+        "x.tsv": lambda path: encode_pairs(tasks.pairs(path, 0)),
+        "x.txt": text.read_file,
+    }
+
+
+def fit(x, rate):
+    encoder = signals.ArrayEncoder.fit(signals.kind_of(x), x[None], rate)
+    assert np.isfinite(encoder.scaled(x)).all()
+
+
+def fit_table(columns):
+    encoder = tables.TableEncoder.fit(columns, range(len(next(iter(columns.values())))))
+    assert np.isfinite(encoder.encode_columns(columns)).all()
+
+
+def encode_pairs(task):
+    tokenizer = CharTokenizer.train("".join(tasks.text_of(part) for part in task))
+    tasks.encode(task.train, tokenizer)
+
+
+@pytest.mark.parametrize("name", [
+    "train-labels-idx1-ubyte.gz", "images-idx3", "x.npy", "x.wav", "x.csv", "x.tsv", "x.txt",
+])  # fmt: skip
+def test_a_file_with_other_bytes_is_read_or_refused_in_one_line(name, tmp_path):
+    read, rng = originals(tmp_path)[name], random.Random(name)
+    whole = (tmp_path / name).read_bytes()
+    for number in range(MUTANTS * 3):
+        data = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 2, 8])):
+            data = data or bytearray(b"x")
+            place = (
+                rng.randrange(len(data))
+                if rng.random() < 0.5
+                else rng.randrange(min(128, len(data)))
+            )
+            how = rng.randrange(4)
+            if how == 0:
+                data[place] = rng.randrange(256)
+            elif how == 1:
+                data[place:place] = rng.choice(
+                    [b"1e999", b'"', b"\x00", b"\xff", b"nan", b"9" * 50, b"(" * 30]
+                )
+            elif how == 2:
+                del data[place : place + rng.randrange(1, 9)]
+            else:
+                data = data[: max(1, place)]
+        (tmp_path / name).write_bytes(data)
+        start = time.monotonic()
+        try:
+            read(tmp_path / name)
+        except (ValueError, OSError) as error:
+            assert len(str(error).splitlines()) <= 1, (number, error)
+            where = (
+                str(tmp_path),
+                "column ",
+                "image",
+                "sound",
+                "--data",
+            )  # or a part of it
+            assert any(word in str(error) for word in where), (number, error)
+        assert time.monotonic() - start < 5, number
+
+
+def test_bombs_are_refused_soon_and_take_little_memory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with gzip.open("labels.gz", "wb") as file:
+        file.write(bytes([0, 0, 8, 1, 0, 0, 0, 9]) + bytes(200_000_000))
+    Path("cells.csv").write_text("word,class\n" + "a" * 100_000 + ",x\n" + "b,y\n" * 100_000)
+    Path("lines.tsv").write_text(
+        "q" * 100_000 + "\ta\n" + "".join(f"q{i}\ta\n" for i in range(20_000))
+    )
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="expected 17 bytes .*, got more than 17 bytes"):
+        signals.read_idx(Path("labels.gz"), 1)
+    columns = tables.read_csv("cells.csv")
+    tables.TableEncoder.fit(columns, range(100_001)).encode_columns(columns)
+    task = tasks.pairs("lines.tsv", 0)
+    with pytest.raises(ValueError, match="lines of .* tokens"):
+        for part in task:
+            tasks.encode(part, CharTokenizer.train("\t\n q0123456789a"))
+    assert tracemalloc.get_traced_memory()[1] < 4e8
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("cells", ["1e200", "1e39", "-1e300"])
+def test_a_number_that_would_drown_all_others_is_refused(cells, tmp_path):
+    (tmp_path / "x.csv").write_text(f"a,class\n{cells},x\n1,y\n2,x\n")
+    with pytest.raises(ValueError, match="column a: expected numbers below 1e30"):
+        fit_table(tables.read_csv(tmp_path / "x.csv"))
+    np.save(tmp_path / "x.npy", np.array([[0.0, 1.0], [2.0, 1e30]]))
+    with pytest.raises(ValueError, match="numbers of a usual size"):
+        fit(*signals.read_array(tmp_path / "x.npy"))
+
+
+def test_a_sound_that_was_cut_short_is_told(tmp_path):
+    originals(tmp_path)
+    file = tmp_path / "x.wav"
+    file.write_bytes(file.read_bytes()[:-10])
+    with pytest.raises(ValueError, match="expected 100 bytes of sound, got 90"):
+        signals.read_array(file)
 
 
 @pytest.mark.parametrize("options", [

@@ -92,6 +92,9 @@ def tones(rng, n, semitones, ratios, amplitudes, damping):
     return draw(0.2, 1) * x
 
 
+LARGEST = 1 << 30  # bytes of an idx file
+
+
 def mnist_files(folder):
     """{name: path} of those of MNIST's four files that the folder has, plain or as .gz."""
     files = {}
@@ -125,18 +128,23 @@ def read_idx(path, axes):
     """An idx file of bytes with 1 or 3 axes -> uint8. It begins with 0, 0, 8 (the type of its data)
     and the number of axes. The length of each axis follows as a big-endian uint32, then the data.
     """
+    start, magic = 4 + 4 * axes, bytes([0, 0, 8, axes])
     try:
-        raw = path.read_bytes()
-        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            head = file.read(start)
+            form, got = f"an idx file ({magic.hex(' ')})", head[:4].hex(" ") or "no byte"
+            check(head[:4] == magic, path, form, got, "name another")
+            shape = [int.from_bytes(head[i : i + 4]) for i in range(4, start, 4)]
+            size = prod(shape)
+            check(size < LARGEST, path, f"less than {LARGEST} bytes", size, "name another")
+            data = file.read(size + 1)  # no more: a small .gz may hold any number of zeros
     except (gzip.BadGzipFile, EOFError, zlib.error) as e:
         raise ValueError(f"{path}: expected a readable file, got {e}; copy it again") from None
-    start, magic = 4 + 4 * axes, bytes([0, 0, 8, axes])
-    form, got = f"an idx file ({magic.hex(' ')})", raw[:4].hex(" ") or "no byte"
-    check(raw[:4] == magic, path, form, got, "name another")
-    shape = [int.from_bytes(raw[i : i + 4]) for i in range(4, start, 4)]
-    size, got = start + prod(shape), f"{len(raw)} bytes"
-    check(len(raw) == size > start, path, f"{size} bytes for {shape}", got, "copy it again")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    got = f"{len(head) + len(data)} bytes"
+    if len(data) > size:
+        got = f"more than {start + size} bytes"
+    check(len(data) == size > 0, path, f"{start + size} bytes for {shape}", got, "copy it again")
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def class_files(folder):
@@ -186,10 +194,15 @@ def read_array(path):
             # Mapping fails if the file is shorter than its header says, so a false header takes no
             # memory; and no pickled object, which could run code, is read.
             x, rate = np.lib.format.open_memmap(path, mode="r"), None
-            x = x.astype(np.float32, casting="same_kind")
-    except (EOFError, TypeError, ValueError, KeyError, wave.Error) as e:
-        form = "numbers in .npy, or 8 or 16 bits in .wav"
-        raise ValueError(f"{path}: expected {form}, got {e!r}; convert it") from None
+            with np.errstate(over="ignore"):  # then it is infinite, and refused
+                x = x.astype(np.float32, casting="same_kind")
+    except OSError:
+        raise
+    except Exception as e:  # NumPy reads the header of a .npy with Python's own parser
+        if str(e).startswith(f"{path}: "):
+            raise
+        form, got = "numbers in .npy, or 8 or 16 bits in .wav", repr(e).splitlines()[0][:100]
+        raise ValueError(f"{path}: expected {form}, got {got}; convert it") from None
     right = x.ndim and x.size and np.isfinite(x).all()
     check(right, path, "an array of finite numbers", "NaN, infinity or no array", "correct it")
     return x, rate
@@ -200,6 +213,8 @@ def read_wav(path):
     with wave.open(str(path), "rb") as f:
         channels, width, rate, n = f.getparams()[:4]
         raw = f.readframes(n)
+    size = n * channels * width
+    check(len(raw) == size, path, f"{size} bytes of sound", len(raw), "copy it again")
     # width, in bytes: 1 is unsigned, with silence at 128; 2 is signed.
     form, silence, loudest = {1: ("u1", 128, 128), 2: ("<i2", 0, 32768)}[width]
     x = np.frombuffer(raw, form).reshape(-1, channels).mean(1, np.float32)
@@ -217,7 +232,11 @@ class ArrayEncoder:
     def fit(cls, kind, raw, rate):
         """The encoder of a training part raw (N, *shape), with the mean and scale of all of it."""
         raw = raw.astype(np.float32)
-        return cls(kind, raw.shape[1:], float(raw.mean()), float(raw.std()) or 1.0, rate)
+        with np.errstate(over="ignore"):
+            mean, scale = float(raw.mean()), float(raw.std()) or 1.0
+        most = f"{np.abs(raw).max():g}"
+        check(np.isfinite(mean + scale), f"{kind}s", "numbers of a usual size", most, "scale them")
+        return cls(kind, raw.shape[1:], mean, scale, rate)
 
     def scaled(self, raw):
         """raw -> x float32"""

@@ -107,8 +107,10 @@ class TableEncoder:
             check(name in columns, f"column {name}", "one of this name", got, "add it")
             cells = ["" if cell in MISSING else cell for cell in columns[name]]
             if "values" in column:
-                parts.append(np.array(cells)[:, None] == np.array(column["values"]))
-                new = set(cells) - set(column["values"])
+                place = {value: i for i, value in enumerate(column["values"])}
+                places = np.array([place.get(cell, -1) for cell in cells])
+                parts.append(places[:, None] == np.arange(len(place)))
+                new = set(cells) - set(place)
                 if new:
                     self.unseen[name] = {value: cells.count(value) for value in sorted(new)}
             else:
@@ -138,7 +140,10 @@ def fit_column(name, cells):
         check(len(values) <= 100, f"column {name}", "100 categories at most", len(values), remedy)
         return {"name": name, "values": values}
     constant = min(x) == max(x)  # np.std of a constant may be a little above 0, by rounding
-    scale = 1.0 if constant else float(np.std(x))
+    with np.errstate(over="ignore"):
+        scale = 1.0 if constant else float(np.std(x))
+    usual = np.isfinite(scale) and abs(max(x, key=abs)) < 1e30
+    check(usual, f"column {name}", "numbers below 1e30", max(x, key=abs), "correct them")
     return {"name": name, "mean": float(np.mean(x)), "scale": scale, "missing": missing}
 
 

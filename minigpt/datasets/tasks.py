@@ -17,6 +17,8 @@ from minigpt.datasets.text import read_file
 from minigpt.engine.functional import IGNORED
 from minigpt.messages import check
 
+MOST = 100_000_000  # tokens of a part, filled up: 0.8 GB
+
 
 class Task(NamedTuple):
     """Three parts, each a list of examples. An example is a list of (question, answer, kind), each
@@ -61,6 +63,8 @@ def encode(examples, tokenizer):
     line_stops = np.flatnonzero(end) + 1
     last_lines = np.cumsum([len(example) for example in examples]) - 1
     lengths = np.diff(line_stops[last_lines], prepend=0)
+    most = MOST // len(examples)  # each row is as long as the longest
+    check(lengths.max() <= most, "--data", f"lines of {most} tokens", lengths.max(), "cut them")
     # inside[i, t]: whether example i has a token t. Assigning to x[inside] fills these places row
     # by row, in the order of the text.
     inside = np.arange(lengths.max()) < lengths[:, None]
