@@ -47,6 +47,8 @@ def main(words=None):
             return estimate(given)
         out = options.folder_of(given)
         with contextlib.nullcontext() if check else folder.claimed(out, create=not resume):
+            if resume:
+                folder.bring_back(out)
             kind, config, saved = options.configure(given, resume, overwrite or check)
             with plain() if config.plain else contextlib.nullcontext():
                 return six_steps(kind, config, saved, check)
@@ -91,7 +93,8 @@ def six_steps(kind, config, saved, check=False):
 
     # 4 train and 5 validate, in one process or in several that share each batch.
     about = application.about() | {"application": kind, "numpy": np.__version__}
-    about["run"] = checkpoint.identity(config, application.crc)
+    own = checkpoint.identity(config, application.crc)
+    about["run"] = saved[1].get("run") if saved else own
     trainer = share(train_and_validate, config, model, application, rng, windows, about, saved)
 
     # 6 apply: the trained model writes, answers or classifies.
@@ -204,8 +207,8 @@ if __name__ == "__main__":
     try:
         if number := main():
             stopping.end_as(number)
-    except KeyboardInterrupt:  # before there is anything to save, or at the second Ctrl-C
+    except KeyboardInterrupt as stop:  # before there is anything to save, or at the second Ctrl-C
         print("stopped; what was saved stays")
-        stopping.end_as(signal.SIGINT)
+        stopping.end_as(getattr(stop, "number", signal.SIGINT))
     except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
         os._exit(0)

@@ -41,10 +41,12 @@ def test_ids_out_of_range_are_refused(wrong, how):
 @BOTH
 @pytest.mark.parametrize("ids", [np.array([True, False]), np.array([0.0, 1.0])])
 def test_ids_that_are_no_integers_are_refused(ids, how):
-    with how(), pytest.raises(TypeError, match="expected ids that are integers"):
+    with how(), pytest.raises(TypeError, match="expected an array of ids that are integers"):
         functional.embedding(Tensor(np.eye(2)), ids)
-    with how(), pytest.raises(TypeError, match="expected ids that are integers"):
+    with how(), pytest.raises(TypeError, match="expected an array of ids that are integers"):
         functional.cross_entropy(Tensor(np.eye(2)), ids)
+    with how(), pytest.raises(TypeError, match="expected an array of ids"):
+        functional.embedding(Tensor(np.eye(2)), [0, 1])
 
 
 # what changes between forward and backward
@@ -219,6 +221,7 @@ def test_an_integer_matrix_and_integer_rows_are_floats_of_the_other_operand():
     x, w = Tensor(np.ones((2, 3), np.float32)), np.ones((3, 4), int)
     assert (x @ w).dtype == np.float32
     assert functional.linear(np.ones((2, 3), int), Tensor(np.ones((3, 4))), None).dtype == float
+    assert functional.linear(x, w, None).dtype == np.float32
     assert ops.where(np.array([True, False]), x[0, :2], np.arange(2)).dtype == np.float32
 
 
@@ -324,7 +327,7 @@ def test_the_first_nan_of_a_window_gets_its_gradient(how):
     x = np.array([1.0, np.nan, 3.0, np.nan]).reshape(1, 2, 2, 1)
     with how():
         [dx] = our_gradients(lambda x: convolution.max_pool2d(x, 2), x)
-    assert dx.ravel().tolist() in ([0, 1, 0, 0], [0, 0, 0, 1])
+    assert dx.ravel().tolist() == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("f", [
@@ -355,7 +358,7 @@ def test_cuts_out_of_order_are_refused(cuts):
         ops.split(Tensor(np.arange(4.0)), cuts)
 
 
-@pytest.mark.parametrize("cuts", [[1, 1], [0, 4], [-1], [1, -1], [9], []])
+@pytest.mark.parametrize("cuts", [[1, 1], [0, 4], [-1], [1, -1], [9], [-9], []])
 def test_cuts_in_order_are_numpys(cuts):
     x = Tensor(np.arange(4.0), True)
     parts = ops.split(x, cuts)
@@ -472,7 +475,7 @@ def test_a_strange_number_gives_in_a_pair_what_it_gives_in_its_definition(name, 
                     expected = run(definition(case), *args)[0]
                 got = run(definition(case), *args)[0]
             for y, e in zip(got, expected, strict=True):
-                if name == "attention":  # of scores that are all -inf, either is as good
+                if name == "attention" and edge in ("inf", "-inf"):  # all scores may be -inf
                     y, e = (np.where(np.isnan(a), 0, a) for a in (y, e))
                 np.testing.assert_allclose(y, e, rtol=1e-9, atol=1e-12, err_msg=f"{case}, {i}")
 

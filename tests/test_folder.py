@@ -1,6 +1,7 @@
 """A run's folder: what happens if a run is replaced, killed, started twice, or told to stop."""
 
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -15,8 +16,10 @@ import pytest
 
 import sample
 import train
+from minigpt.applications.writing import Writing
 from minigpt.training import checkpoint, folder, stopping
 from minigpt.training.checkpoint import CheckpointError, read_about
+from minigpt.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
@@ -99,11 +102,69 @@ def test_a_missing_checkpoint_names_the_one_that_was_set_aside(place, capsys):
     for name in folder.FILES:
         os.replace(f"run/{name}", f"run/{name}{folder.ASIDE}")
     with pytest.raises(SystemExit):
-        train.main("--resume --out run".split())
-    assert f"last.safetensors{folder.ASIDE} is of the run that" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
         sample.main(["run"])
-    assert "rename it to go on" in capsys.readouterr().err
+    assert "--resume brings it back" in capsys.readouterr().err
+    train.main("--resume --out run --steps 3".split())
+    assert "the run that --overwrite was replacing is back" in capsys.readouterr().out
+    assert not list(Path("run").glob(f"*{folder.ASIDE}"))
+    assert Path("run/log.csv").read_text().count("\n") == 3
+
+
+def test_the_best_of_a_run_that_was_brought_back_stays(place, monkeypatch):
+    trained("--steps", "4")
+    best = contents("run")["best.safetensors"]
+    with killed(monkeypatch, os, "replace", 6):
+        trained("--steps", "4", "--seed", "2", "--overwrite")
+    monkeypatch.setattr(Trainer, "evaluate", lambda self: None)  # no validation is better
+    with pytest.raises(SystemExit):  # one more step, whose end would be a validation
+        train.main("--resume --out run --steps 5 --data text.txt --seed 3".split())
+    train.main("--resume --out run --steps 5 --data text.txt".split())
+    assert contents("run")["best.safetensors"] == best
+
+
+def test_a_run_stopped_before_its_first_validation_replaces_the_old_one_and_goes_on(
+    place, monkeypatch
+):
+    trained("--steps", "4")
+    step = Trainer.train_step
+
+    def stopping_at_once(self):
+        step(self)
+        self.stopped = signal.SIGTERM
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", stopping_at_once)
+        trained("--steps", "4", "--seed", "2", "--overwrite")
+    assert {*contents("run")} == {"last.safetensors"}
+    train.main("--resume --out run".split())
+    assert read_about("run/last.safetensors")["state"]["step"] == 4
+
+
+def test_a_signal_before_the_first_step_leaves_the_old_run(place, monkeypatch):
+    trained("--steps", "4")
+    old = contents("run")
+
+    def asked(self, *_):
+        self.stopped = signal.SIGTERM
+
+    with monkeypatch.context() as patch, pytest.raises(stopping.Stop) as stop:
+        patch.setattr(Writing, "sample", lambda self, trainer: asked(trainer))
+        trained("--steps", "4", "--seed", "2", "--overwrite")
+    assert stop.value.number == signal.SIGTERM and contents("run") == old
+
+
+def test_three_killed_runs_in_a_row_leave_one_whole_run(place, monkeypatch):
+    trained("--steps", "4")
+    with killed(monkeypatch, folder, "forget", 1):  # `last` and `best` lie beside the old ones
+        trained("--steps", "4", "--seed", "2", "--overwrite")
+    second = contents("run")["last.safetensors"]
+    for call in (1, 2, 3):
+        with killed(monkeypatch, os, "replace", call):
+            trained("--steps", "4", "--seed", "3", "--overwrite")
+        train.main("--resume --out run --steps 4".split())
+        last, best = (read_about(f"run/{n}.safetensors") for n in ("last", "best"))
+        checkpoint.same_run("run", best, last)
+    assert second
 
 
 def test_what_an_overwriting_run_had_set_aside_survives_the_next_one(place, monkeypatch):
@@ -242,6 +303,23 @@ def started(place, *words, **options):
     return process
 
 
+CLOSED = threading.Event()
+
+
+def drain(master):
+    """Read what is written to a terminal until it is to be closed, and close it."""
+    while not CLOSED.is_set():
+        if select.select([master], [], [], 0.05)[0]:
+            os.read(master, 4096)
+    os.close(master)
+
+
+def hang_up(master):
+    CLOSED.set()
+    time.sleep(0.2)
+    CLOSED.clear()
+
+
 @POSIX
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -254,6 +332,35 @@ def test_a_signal_ends_a_run_after_saving_and_as_the_signal_would_have(place, na
     assert "continue: python train.py --resume --out run" in out.splitlines()[-1]
     about = read_about(place / "run/last.safetensors")
     assert f"stopped after step {about['state']['step']};" in out
+
+
+@POSIX
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_closed_terminal_saves_and_ends_as_sighup(place, workers):
+    import pty
+
+    master, slave = pty.openpty()
+    words = [*TINY, "--steps", "1000000", "--workers", workers, "--batch-size", "8"]
+    words += ["--data", "text.txt", "--out", "run"]
+    code = f"""
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.executable, [sys.executable, {str(ROOT / "train.py")!r}, *{words!r}])
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=place, stdin=slave, stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    reader = threading.Thread(target=drain, args=(master,), daemon=True)
+    reader.start()
+    end = time.monotonic() + 60
+    while not (place / "run/log.csv").exists() and time.monotonic() < end:
+        time.sleep(0.02)
+    hang_up(master)
+    assert process.wait(60) == -signal.SIGHUP
+    logged = (place / "run/log.csv").read_text().splitlines()[-1].split(",")[0]
+    assert read_about(place / "run/last.safetensors")["state"]["step"] >= int(logged)
 
 
 @POSIX

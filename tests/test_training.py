@@ -770,7 +770,7 @@ FOREIGN = {
     "deep header": (forged(b'{"a":' * 100_000), "damaged"),
     "long number": (forged({"__metadata__": {"minigpt": "9" * 5000}}), "damaged"),
     "no version": (forged({"__metadata__": {"minigpt": "{}"}}), "got None"),
-    "later version": (forged({"__metadata__": {"minigpt": '{"version": 99}'}}), "4, got 99"),
+    "later version": (forged({"__metadata__": {"minigpt": '{"version": 99}'}}), "5, got 99"),
     "bfloat16": (of_type("BF16", 2), "damaged"),
     "float8": (of_type("F8_E4M3", 1), "damaged"),
     "unknown type": (of_type("F7", 1), "damaged"),

@@ -26,10 +26,11 @@ LONG = 1 << 12  # terms of a sum from which on float32 would lose digits
 
 
 def total(x, axis=None, keepdims=False):
-    """The sum of x over axis. NumPy adds terms that are not neighbours in memory one by one, and a
-    large float32 sum loses the last digits of each new term. So long sums are added in float64."""
+    """The sum of x over axis. Along the last axis NumPy adds by halves, along others one by one; a
+    large float32 sum then loses the last digits of each new term. So these add up in float64."""
     axes = range(x.ndim) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    wide = x.ndim and math.prod(x.shape[i] for i in axes) > LONG
+    last = {-1, x.ndim - 1}.intersection(axes)
+    wide = x.ndim and not last and math.prod(x.shape[i] for i in axes) > LONG
     y = x.sum(axis=axis, keepdims=keepdims, dtype=np.float64 if wide else None)
     return y.astype(x.dtype) if wide else y
 

@@ -77,7 +77,7 @@ def max_pool2d(x, size=2, stride=None, padding=0):
     parts = _windows(x, pair(size), stride or size, padding, 1, -math.inf)
 
     def larger(y, x):
-        is_nan = raw(x) != raw(x)
-        return where((raw(x) > raw(y)) | is_nan, x, y)
+        new_nan = (raw(x) != raw(x)) & (raw(y) == raw(y))
+        return where((raw(x) > raw(y)) | new_nan, x, y)
 
     return reduce(larger, parts)

@@ -20,8 +20,10 @@ def operands(a, b):
     """The arrays of two operands. NumPy would make float64 of float32 and integers, or of float32
     and a NumPy number; as in PyTorch, both take the type of the other operand instead."""
     x, w = raw(a), raw(b)
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return x, w
+    if type(w) is float or (
+        type(x) is type(w) and getattr(x, "dtype", 0) is getattr(w, "dtype", 1)
+    ):
+        return x, w  # the usual cases
     return _in_type_of(w, x), _in_type_of(x, w)
 
 
@@ -267,11 +269,12 @@ def split(x, parts, axis=0):
     """
     a = raw(x)
     axis, size, starts = axis % a.ndim, a.shape[axis], parts
-    if isinstance(parts, int):
+    if isinstance(parts, (int, np.integer)):
         if parts < 1 or size % parts:
             raise ValueError(f"split: expected a size that {parts} divides, got {size}")
         starts = range(size // parts, size, size // parts) if size else [0] * (parts - 1)
-    starts = [min(start % size if start < 0 else start, size) for start in starts]
+    starts = [start + size if start < 0 else start for start in starts]
+    starts = [min(start, size) if start > 0 else 0 for start in starts]
     if starts != sorted(starts):
         raise ValueError(f"split: expected indices in rising order, got {parts}")
     ys = [a[_part(axis, start, end)] for start, end in pairwise([0, *starts, size])]

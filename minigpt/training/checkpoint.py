@@ -20,7 +20,7 @@ from minigpt.files import write_whole
 from minigpt.training.folder import absent
 
 FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # may change on --resume
-KEY, VERSION = "minigpt", 4  # where the JSON stands in the header, and the layout it has
+KEY, VERSION = "minigpt", 5  # where the JSON stands in the header, and the layout it has
 
 
 class CheckpointError(ValueError):

@@ -13,7 +13,7 @@ from minigpt.messages import say
 
 FILES = ("last.safetensors", "best.safetensors", "log.csv", "samples.txt", "curve.svg")
 ASIDE = ".before"  # how a file of a run that is being replaced ends, until the new one has saved
-PART = re.compile(r".*\.[0-9a-f]{8}\.part")  # a file that write_whole has not finished
+PART = re.compile(f"({'|'.join(FILES)})[.][0-9a-f]{{8}}[.]part")  # not finished by write_whole
 HEAD = "step,training,validation,tokens,seconds"
 ROW = re.compile(r"\d+,[\d.-]+,[\d.-]+,\d+")  # all but the seconds
 
@@ -33,19 +33,15 @@ def claimed(out, create):
         return
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out: expected a folder, {out} is a file; name another")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unusable(out, error) from None
     lock = _lock(out)
     try:
         yield
     finally:
-        if lock is not None:
-            os.close(lock)
         with suppress(OSError):  # something was saved
             for folder in new:
                 folder.rmdir()
+        if lock is not None:
+            os.close(lock)
 
 
 def unusable(out, error):
@@ -55,15 +51,29 @@ def unusable(out, error):
 
 
 def _lock(out):
-    """A descriptor of the folder that holds its lock, None where the system has no such lock."""
+    """Make the folder if need be -> a descriptor that holds its lock, None where there are none.
+
+    Another run may remove the folder, empty, between two of these lines. Then the lock is that of a
+    folder without a name, and all begins anew.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unusable(out, error) from None
     try:
         import fcntl
     except ImportError:  # Windows
         return None
-    descriptor = os.open(out, os.O_RDONLY)
+    try:
+        descriptor = os.open(out, os.O_RDONLY)
+    except FileNotFoundError:
+        return _lock(out)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
+        if out.exists() and os.path.samestat(os.fstat(descriptor), out.stat()):
+            return descriptor
+        os.close(descriptor)
+        return _lock(out)
     except BlockingIOError:
         os.close(descriptor)
         remedy = "wait until it ends, or name another --out"
@@ -88,6 +98,8 @@ def set_aside(out):
     its own files go.
     """
     whole = (out / "last.safetensors").exists()
+    if whole:
+        forget(out)  # what this run has itself replaced
     for name in FILES:
         file, kept = out / name, out / (name + ASIDE)
         if file.exists() and (whole or not kept.exists()):
@@ -98,10 +110,12 @@ def set_aside(out):
 
 def bring_back(out):
     """Undo set_aside, unless the new run has saved all that is needed to go on."""
-    if not (out / "last.safetensors").exists():
-        for name in FILES:
-            if (kept := out / (name + ASIDE)).exists():
-                os.replace(kept, out / name)
+    if (out / "last.safetensors").exists() or not (out / f"last.safetensors{ASIDE}").exists():
+        return
+    for name in reversed(FILES):  # `last` comes last: then all is there
+        if (kept := out / (name + ASIDE)).exists():
+            os.replace(kept, out / name)
+    say("", f"{out}: the run that --overwrite was replacing is back")
 
 
 def forget(out):
@@ -113,7 +127,7 @@ def forget(out):
 def absent(file):
     """What to do about a checkpoint that is not there."""
     if (kept := Path(f"{file}{ASIDE}")).exists():
-        return f"{kept.name} is of the run that --overwrite was replacing; rename it to go on"
+        return f"{kept.name} is of the run that --overwrite was replacing; --resume brings it back"
     return "train one first"
 
 

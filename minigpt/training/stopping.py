@@ -9,6 +9,23 @@ from contextlib import contextmanager
 SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
+class Stop(KeyboardInterrupt):
+    """The end without waiting for the step; `number` is the signal that asks for it."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+
+def leave_terminal():
+    """Write to nowhere from now on, if the terminal is gone: each write would fail."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        if os.isatty(descriptor):
+            os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 @contextmanager
 def heeded(handler):
     """Within the block these signals call handler(number, frame).
@@ -19,7 +36,8 @@ def heeded(handler):
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {number: signal.getsignal(number) for number in SIGNALS}
-        before = {number: how for number, how in before.items() if how != signal.SIG_IGN}
+        left = (signal.SIG_IGN, None)  # None: something other than Python handles it
+        before = {number: how for number, how in before.items() if how not in left}
     for number in before:
         signal.signal(number, handler)
     try:

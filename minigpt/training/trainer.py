@@ -2,6 +2,7 @@
 
 import math
 import shlex
+import signal
 import statistics
 import threading
 import time
@@ -67,6 +68,7 @@ class Trainer:
         self.said = 0  # the number of steps that plan() has printed
         self.stopped = False  # or the number of the signal that asked for it: 2 is Ctrl-C
         self.rows = []  # what log.csv says of each validation, but for the seconds
+        self.replaces = False  # whether another run was set aside, until this one has saved
         self.stale = 0  # validations without a new best, since the rate has been falling
         tqdm.set_lock(threading.RLock())  # by default a semaphore, which a killed rank would leak
         # While training, a fixed sample is validated: a fifth as many windows as training reads
@@ -79,10 +81,15 @@ class Trainer:
     def fit(self, saved=None):
         """Train from the start or from `saved`, a loaded checkpoint; say how it begins and ends."""
         try:
-            self.begin(saved)
-            self.run()
-            self.end()
+            with stopping.heeded(self._interrupt) if self.first else nullcontext():
+                self.begin(saved)
+                if self.stopped and not saved:  # nothing is worth replacing what lies there
+                    raise stopping.Stop(self.stopped)
+                self.run()
+                self.end()
         except BaseException as error:
+            if self.first and self.stopped and self.step and isinstance(error, OSError):
+                return self.save("last")  # the terminal is gone, and what it was to be told with it
             if self.first:
                 folder.bring_back(self.out)
             if isinstance(error, BrokenPipeError):
@@ -101,6 +108,7 @@ class Trainer:
                 folder.cut_back(self.out, self.rows, self.step)
         elif self.first:
             folder.set_aside(self.out)
+            self.replaces = True
         if not self.first:
             return
         crew = f", {c.workers} workers" if c.workers > 1 else ""
@@ -133,7 +141,8 @@ class Trainer:
             remedy = "more text or --dropout 0.2 may help, --resume --patience N goes on"
             say("", f"step {self.step}: no new best in {c.patience} validations; {remedy}")
         if self.first and self.stopped:
-            folder.forget(self.out)
+            if self.replaces:
+                folder.forget(self.out)
             command = f"python train.py --resume --out {shlex.quote(str(self.out))}"
             say("", f"stopped after step {self.step}; continue: {command}")
 
@@ -243,8 +252,10 @@ class Trainer:
             self.said = self.steps
 
     def _interrupt(self, number, _):
+        if number == getattr(signal, "SIGHUP", None):
+            stopping.leave_terminal()
         if self.stopped:  # a second signal does not wait for the step
-            raise KeyboardInterrupt
+            raise stopping.Stop(number)
         self.stopped = number
 
     def evaluate(self):
@@ -264,7 +275,8 @@ class Trainer:
         if loss < best:
             self.save("best")  # before `last`: a run resumed from `last` relies on this file
         self.save("last")
-        folder.forget(self.out)
+        if self.replaces:
+            folder.forget(self.out)
         with open(self.out / "log.csv", "w" if len(self.rows) == 1 else "a") as file:
             head = "" if file.tell() else folder.HEAD + "\n"
             file.write(f"{head}{self.rows[-1]},{self.seconds:.1f}\n")
