@@ -20,7 +20,7 @@ import numpy as np
 import minigpt
 from minigpt.applications import application_class
 from minigpt.engine import device
-from minigpt.training import checkpoint, stopping
+from minigpt.training import checkpoint, stopping, strangers
 from minigpt.training.config import Config, Parser, number
 
 FOLDER = Path(__file__).resolve().parent / "data"
@@ -86,11 +86,11 @@ def load(path, library):
         other = about
         with contextlib.suppress(checkpoint.CheckpointError, OSError):  # absent, or damaged
             other = checkpoint.read_about(path / "last.safetensors")
-        checkpoint.same_run(path, about, other)
-    with checkpoint.foreign(file):
+        strangers.same_run(path, about, other)
+    with strangers.foreign(file):
         config = Config.restored(about, file)
         config.out = str(path)
-        checkpoint.refuse_larger(file, config, arrays)
+        strangers.refuse_larger(file, config, arrays)
         application = application_class(about.get("application")).restore(config, about, FOLDER)
         model = application.build(np.random.default_rng(0)).to(library).eval()
         model.load_state_dict(checkpoint.weights(arrays))

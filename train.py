@@ -25,7 +25,7 @@ from minigpt.engine.autograd import plain
 from minigpt.messages import say
 from minigpt.nn import MODELS
 from minigpt.nn.module import Flat
-from minigpt.training import checkpoint, folder, optimizer_class, stopping
+from minigpt.training import folder, optimizer_class, stopping, strangers
 from minigpt.training.config import Parser, add_options
 from minigpt.training.ranks import Alone
 from minigpt.training.trainer import Trainer, mean_loss
@@ -93,7 +93,7 @@ def six_steps(kind, config, saved, check=False):
 
     # 4 train and 5 validate, in one process or in several that share each batch.
     about = application.about() | {"application": kind, "numpy": np.__version__}
-    own = checkpoint.identity(config, application.crc)
+    own = strangers.identity(config, application.crc)
     about["run"] = saved[1].get("run") if saved else own
     trainer = share(train_and_validate, config, model, application, rng, windows, about, saved)
 
@@ -133,9 +133,10 @@ def check_gradients(kind, model, x, y):
     gradients.shake(model, rng)
     found = gradients.check(model, x, y, rng)
     lines, right = gradients.report(found)
-    for line in lines:
+    wrong = gradients.habits(model, x, y)
+    for line in lines + wrong:
         say("", line)
-    if not right:
+    if wrong or not right:
         sys.exit(1)
 
 
@@ -192,7 +193,7 @@ def command_line():
             "--device, --plain, --workers may change"),
         ("--overwrite", "replace the run in --out; other files stay"),
         ("--check-gradients", "compare the gradient of every parameter with differences of losses, "
-            "and train nothing: for a model that you have changed"),
+            "fast pairs with definitions, and a text in pieces with the whole; train nothing"),
         ("--dry-run", "say what a model of text and its training would cost; nothing is read or "
             "built"),
     ):  # fmt: skip

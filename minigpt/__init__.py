@@ -28,6 +28,7 @@ training/optim.py        12  AdamW and SGD, clipping, the learning rate's schedu
 training/config.py       10  the options: one dataclass is command line and JSON
 training/folder.py        5  one run in a folder at a time, and none lost or mixed with another
 training/checkpoint.py    8  one file that holds a run, written whole or not at all
+training/strangers.py     4  checkpoints of others: what is refused of them
 training/stopping.py      2  Ctrl-C, a closed terminal, kill
 training/ranks.py         2  what training asks of the processes that share it
 training/trainer.py      20  the training loop

@@ -17,7 +17,7 @@ import pytest
 import sample
 import train
 from minigpt.applications.writing import Writing
-from minigpt.training import checkpoint, folder, stopping
+from minigpt.training import checkpoint, folder, stopping, strangers
 from minigpt.training.checkpoint import CheckpointError, read_about
 from minigpt.training.trainer import Trainer
 
@@ -163,7 +163,7 @@ def test_three_killed_runs_in_a_row_leave_one_whole_run(place, monkeypatch):
             trained("--steps", "4", "--seed", "3", "--overwrite")
         train.main("--resume --out run --steps 4".split())
         last, best = (read_about(f"run/{n}.safetensors") for n in ("last", "best"))
-        checkpoint.same_run("run", best, last)
+        strangers.same_run("run", best, last)
     assert second
 
 
@@ -183,7 +183,7 @@ def test_checkpoints_of_two_runs_in_one_folder_are_refused(place, capsys):
     trained("--steps", "4", "--seed", "2", out="other")
     shutil.copy("other/best.safetensors", "run")
     with pytest.raises(CheckpointError, match="of two different runs; move one"):
-        checkpoint.same_run("run", *(read_about(f"run/{n}.safetensors") for n in ("best", "last")))
+        strangers.same_run("run", *(read_about(f"run/{n}.safetensors") for n in ("best", "last")))
     for command in (sample.main, ["run"]), (train.main, "--resume --steps 6 --out run".split()):
         with pytest.raises(SystemExit):
             command[0](command[1])

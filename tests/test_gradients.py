@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from test_cli import SMALL, folder, tree
+from test_house import AverageModel
 
 import train
 from minigpt.engine import fast_numpy
 from minigpt.nn.gpt import GPT2, GPTConfig
+from minigpt.nn.recipe import GPT
 from minigpt.training import gradients
 
 place = folder  # the fixture
@@ -52,6 +54,38 @@ def test_a_parameter_without_a_gradient_that_has_a_slope_is_wrong():
 
     found = {name: off for off, name, _ in gradients.check(*tiny(Cut))}
     assert found["position.weight"] > 1
+
+
+@pytest.mark.parametrize("form", [GPT2, GPT, AverageModel])
+def test_a_right_model_has_no_bad_habits(form):
+    model, x, y, _ = tiny(form)
+    assert gradients.habits(model, x, y) == []
+
+
+def test_a_model_that_sees_the_future_is_named(monkeypatch):
+    model, x, y, _ = tiny()
+    for block in model.blocks:
+        block.mixer.causal = False
+    assert gradients.habits(model, x, y) == ["position 0 sees the token at position 7, behind it"]
+
+
+def test_a_state_that_forgets_is_named(monkeypatch):
+    model, x, y, _ = tiny(AverageModel)
+    mixer = type(model.blocks[0].mixer)
+    forward = mixer.forward
+    monkeypatch.setattr(
+        mixer, "forward", lambda self, x, mask=None, state=None: (forward(self, x, mask)[0], state)
+    )
+    [line] = gradients.habits(model, x, y)
+    assert line.startswith("other logits from position 4 on if 4 tokens are read first")
+
+
+def test_a_pair_that_computes_another_formula_is_told(monkeypatch):
+    model, x, y, _ = tiny()
+    forward = fast_numpy.gelu_forward
+    monkeypatch.setattr(fast_numpy, "gelu_forward", lambda x: forward(2 * x))
+    [line] = gradients.habits(model, x, y)
+    assert "with fast pairs" in line and "by the definitions" in line
 
 
 def test_the_command_says_that_all_is_right_and_touches_nothing(place, capsys):

@@ -11,7 +11,7 @@ from minigpt.datasets import catalogue
 from minigpt.messages import check
 from minigpt.nn import FAMILIES, PAPERS, model_class
 from minigpt.nn.presets import SIZES
-from minigpt.training import checkpoint
+from minigpt.training import checkpoint, strangers
 from minigpt.training.config import Config
 
 SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # the options that a row of SIZES gives
@@ -38,8 +38,8 @@ def configure(given, resume, overwrite):
     if resume:
         file = out / "last.safetensors"
         saved = checkpoint.load(file)
-        with checkpoint.foreign(file):
-            checkpoint.refuse_larger(file, Config.restored(saved[1], file), saved[0])
+        with strangers.foreign(file):
+            strangers.refuse_larger(file, Config.restored(saved[1], file), saved[0])
             given = continued(given, saved[1])
         run |= given
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
@@ -64,7 +64,7 @@ def configure(given, resume, overwrite):
 def continued(given, about):
     """The options of a resumed run. Raises ValueError for what would make it another run."""
     before = about["config"]
-    for name in given.keys() - checkpoint.FREE:
+    for name in given.keys() - strangers.FREE:
         if given[name] != before.get(name):
             what = f"--{name.replace('_', '-')}: this run has {before.get(name)}"
             other = "set --steps" if name == "minutes" else "leave it out"

@@ -4,12 +4,9 @@ Python's own way to store objects, pickle, can run any code when a file is opene
 numbers and text only, so a stranger's file is safe to open. Equal states give equal bytes.
 """
 
-import hashlib
 import json
 import os
 import zlib
-from contextlib import contextmanager
-from dataclasses import asdict
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -19,7 +16,6 @@ from minigpt.engine.arrays import to_numpy
 from minigpt.files import write_whole
 from minigpt.training.folder import absent
 
-FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # may change on --resume
 KEY, VERSION = "minigpt", 5  # where the JSON stands in the header, and the layout it has
 
 
@@ -37,19 +33,6 @@ def save(path, arrays, about, keep=True):
     about = {"version": VERSION, "crc": checksum(arrays, about), **about}
     header = {KEY: json.dumps(about, sort_keys=True)}
     write_whole(path, to_bytes(arrays, header), keep)
-
-
-def identity(config, crc):
-    """A hash of what a run is: its options and the checksum of its data; the same run, the same."""
-    options = asdict(config) | dict.fromkeys(FREE)
-    return hashlib.sha256(json.dumps([options, crc], sort_keys=True).encode()).hexdigest()[:16]
-
-
-def same_run(out, best, last):
-    """Raises CheckpointError unless the best and the last checkpoint in a folder are of one run."""
-    if best.get("run") != last.get("run"):
-        what = f"{out}: best.safetensors and last.safetensors are of two different runs"
-        raise CheckpointError(f"{what}; move one of them to another folder")
 
 
 def load(path):
@@ -107,43 +90,6 @@ def checksum(arrays, about):
         crc = zlib.crc32(f"{name} {a.dtype} {a.shape}".encode(), crc)
         crc = zlib.crc32(a, crc)
     return crc
-
-
-@contextmanager
-def foreign(path):
-    """Within the block, what a file makes fail is told as one line that names the file.
-
-    Its checksum says that it is whole, not who wrote it: anything may stand in it.
-    """
-    try:
-        yield
-    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError) as e:
-        why = f"{type(e).__name__}: {e}".splitlines()[0]
-        raise CheckpointError(f"{path}: not what minigpt writes ({why}); use another") from None
-
-
-def refuse_larger(path, config, arrays):
-    """Raises CheckpointError if the options ask for a larger model than the file holds, before it
-    is built: a few bytes could ask for more memory than any machine has. Also if the weights are no
-    finite floats."""
-    arrays = weights(arrays)
-    blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
-    longest = max((n for a in arrays.values() for n in a.shape), default=0)
-    for what, asked, held in (
-        ("n_layer", config.n_layer, len(blocks) or 1000),  # a CNN has no blocks, and no widths
-        ("n_embd", config.n_embd, longest if blocks else 100_000),
-        ("block_size", config.block_size, 1_000_000),
-    ):
-        if asked > held:
-            raise CheckpointError(
-                f"{path}: expected {what} of at most {held}, as its weights are, "
-                f"got {asked}; use another"
-            )
-    for name, a in arrays.items():
-        if a.dtype not in (np.float32, np.float64):
-            raise CheckpointError(f"{path}: {name}: expected float32, got {a.dtype}; use another")
-        if not np.isfinite(a).all():
-            raise CheckpointError(f"{path}: {name}: expected finite numbers, got NaN or infinity")
 
 
 def weights(arrays):

@@ -1,4 +1,5 @@
-"""Is the gradient right? train.py --check-gradients compares it with its definition.
+"""Is the model right? train.py --check-gradients compares each gradient with its definition, fast
+pairs with theirs, and a text read in two pieces with the same text read at once.
 
 The derivative of the loss L by a weight w is how much L changes if w does, divided by that:
 (L(w + h) - L(w - h)) / 2h for a small h. This takes two runs of the model per weight, so only a few
@@ -10,7 +11,7 @@ import math
 
 import numpy as np
 
-from minigpt.engine.autograd import no_grad
+from minigpt.engine.autograd import no_grad, plain
 from minigpt.engine.functional import cross_entropy
 
 NUDGE = 1e-6  # h: in float64 the difference is then right to about 1e-9
@@ -61,6 +62,41 @@ def difference(model, x, y, p, index):
     return (losses[0] - losses[1]) / (2 * NUDGE)
 
 
+def habits(model, x, y):
+    """What else is wrong with a model -> a line each, none if all is right.
+
+    Its fast pairs must give the loss that the definitions give. And if it is a language model, no
+    position may see those behind it, and its state must hold what later tokens need.
+    """
+    lines = []
+    with no_grad():
+        loss = cross_entropy(model(x), y).item()
+        with plain():
+            defined = cross_entropy(model(x), y).item()
+        if not math.isclose(loss, defined, rel_tol=1e-6):
+            lines.append(f"loss {loss:.6f} with fast pairs, {defined:.6f} by the definitions")
+        if not hasattr(model, "new_state"):
+            return lines
+        whole, half = model(x).data, x.shape[1] // 2
+        other = x.copy()
+        other[:, -1] = (other[:, -1] + 1) % whole.shape[-1]
+        if (at := first_change(model(other).data[:, :-1], whole[:, :-1])) is not None:
+            lines.append(f"position {at} sees the token at position {x.shape[1] - 1}, behind it")
+            return lines  # then no state could hold what it needs
+        state = model.new_state(len(x))
+        pieces = [model(part, None, state)[0].data for part in (x[:, :half], x[:, half:])]
+        if (at := first_change(np.concatenate(pieces, 1), whole)) is not None:
+            read = f"if {half} tokens are read first and the rest with their state"
+            lines.append(f"other logits from position {at} on {read}: see `state` of your mixer")
+    return lines
+
+
+def first_change(a, b):
+    """The first position at which logits a and b (B, T, V) differ, or None."""
+    apart = (np.abs(a - b) > 1e-6 * np.abs(b).max()).any((0, 2))
+    return int(apart.argmax()) if apart.any() else None
+
+
 def report(found):
     """Lines about what check() has found, the worst first -> lines, whether all is right."""
     off, name, _ = found[0]
@@ -70,4 +106,6 @@ def report(found):
     lines = [f"{len(wrong)} of {len(found)} parameters are wrong; the worst:"]
     for off, name, index in wrong[:5]:
         lines.append(f"{name} at {list(index)}: off by {off:.1%} of its largest slope")
+    if right := [name for off, name, _ in found if off < CLOSE]:
+        lines.append(f"right, so behind the mistake: {', '.join(right[:6])}")
     return lines, False

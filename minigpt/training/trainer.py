@@ -18,7 +18,7 @@ from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.messages import say, visible
-from minigpt.training import checkpoint, folder, stopping
+from minigpt.training import checkpoint, folder, stopping, strangers
 from minigpt.training.optim import clip, rate_at
 from minigpt.training.ranks import Alone
 
@@ -150,7 +150,7 @@ class Trainer:
         """Load the best checkpoint into the model -> its mean loss over the whole split."""
         self.ranks.barrier()  # until rank 0 has written it
         arrays, about = checkpoint.load(self.out / "best.safetensors")
-        checkpoint.same_run(self.out, about, self.about)
+        strangers.same_run(self.out, about, self.about)
         self.model.load_state_dict(checkpoint.weights(arrays))
         return mean_loss(self.model, *self.windows, 2 * self.config.batch_size, self.ranks)
 
@@ -301,7 +301,7 @@ class Trainer:
 
         Raises CheckpointError if it is not of this run, or not what save() writes.
         """
-        with checkpoint.foreign(self.out / "last.safetensors"):
+        with strangers.foreign(self.out / "last.safetensors"):
             state, best = about["state"], self.out / "best.safetensors"
             for name, kind in STATE.items():
                 if not isinstance(state[name], kind):
@@ -309,7 +309,7 @@ class Trainer:
             if bad := [row for row in state["rows"] if not folder.ROW.fullmatch(row)]:
                 raise TypeError(f"rows: expected numbers, got {bad[0]!r:.60}")
             if state["best"] < NEVER and best.exists():
-                checkpoint.same_run(self.out, checkpoint.read_about(best), about)
+                strangers.same_run(self.out, checkpoint.read_about(best), about)
             self.model.load_state_dict(checkpoint.weights(arrays))
             for name, moment in self.optimizer.moments.items():
                 saved = arrays[f"optimizer.{name}"]
