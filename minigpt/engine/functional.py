@@ -60,10 +60,10 @@ def fused(definition):
         except ValueError as error:
             shapes = ", ".join(str(x.shape) for x in arrays if hasattr(x, "shape"))
             raise ValueError(f"{name} of shapes {shapes}: {error}") from None
-        if (y[0] if type(y) is list else y).dtype != arrays[0].dtype:  # integers among the floats
-            return definition(*args)
         if mode.bare:
             return y
+        if (y[0] if type(y) is list else y).dtype != arrays[0].dtype:  # integers among the floats
+            return definition(*args)
         backward = fast(backward_name, arrays[0])
 
         def rule(*dys):  # the gradients of several outputs are given to the pair as one tuple

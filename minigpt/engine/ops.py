@@ -268,15 +268,16 @@ def split(x, parts, axis=0):
     Backward is the concatenation of the parts' gradients. A part that nobody used has gradient 0.
     """
     a = raw(x)
-    axis, size, starts = axis % a.ndim, a.shape[axis], parts
+    axis, size = axis % a.ndim, a.shape[axis]
     if isinstance(parts, (int, np.integer)):
         if parts < 1 or size % parts:
             raise ValueError(f"split: expected a size that {parts} divides, got {size}")
-        starts = range(size // parts, size, size // parts) if size else [0] * (parts - 1)
-    starts = [start + size if start < 0 else start for start in starts]
-    starts = [min(start, size) if start > 0 else 0 for start in starts]
-    if starts != sorted(starts):
-        raise ValueError(f"split: expected indices in rising order, got {parts}")
+        starts = [part * size // parts for part in range(1, parts)]
+    else:
+        starts = [start + size if start < 0 else start for start in parts]
+        starts = [min(start, size) if start > 0 else 0 for start in starts]
+        if starts != sorted(starts):
+            raise ValueError(f"split: expected indices in rising order, got {parts}")
     ys = [a[_part(axis, start, end)] for start, end in pairwise([0, *starts, size])]
     xp, dtype, shapes = module_of(a), a.dtype, [y.shape for y in ys]
 
