@@ -1,6 +1,7 @@
 """A run's folder: what happens if a run is replaced, killed, started twice, or told to stop."""
 
 import os
+import random
 import select
 import shutil
 import signal
@@ -290,12 +291,18 @@ def test_a_resumed_run_has_the_log_of_the_undisturbed_one(place, damage):
 # signals
 
 
-def started(place, *words, **options):
+def as_in_a_terminal():
+    """Undo what nohup, or a shell in the background, has told this process to ignore."""
+    for number in stopping.SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def started(place, *words, prepare=as_in_a_terminal):
     """train.py in a process of its own, which has reached its first checkpoint."""
     command = [sys.executable, ROOT / "train.py", "--data", "text.txt", "--out", "run", *TINY]
     process = subprocess.Popen(
         [*map(str, command), "--steps", "1000000", *words], cwd=place, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=prepare,
     )  # fmt: skip
     end = time.monotonic() + 60
     while not (place / "run/log.csv").exists() and time.monotonic() < end:
@@ -343,7 +350,9 @@ def test_a_closed_terminal_saves_and_ends_as_sighup(place, workers):
     words = [*TINY, "--steps", "1000000", "--workers", workers, "--batch-size", "8"]
     words += ["--data", "text.txt", "--out", "run"]
     code = f"""
-import fcntl, os, sys, termios
+import fcntl, os, signal, sys, termios
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
 os.setsid()
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 os.execv(sys.executable, [sys.executable, {str(ROOT / "train.py")!r}, *{words!r}])
@@ -368,7 +377,12 @@ def test_a_shell_does_not_go_on_after_ctrl_c(place):
     command = f"{sys.executable} {ROOT / 'train.py'} --data text.txt --out run --steps 1000000 "
     script = command + " ".join(TINY) + "; echo $?; echo next"
     process = subprocess.Popen(
-        ["bash", "-c", script], cwd=place, stdout=subprocess.PIPE, start_new_session=True, text=True
+        ["bash", "-c", script],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+        preexec_fn=as_in_a_terminal,
     )
     end = time.monotonic() + 60
     while not (place / "run/log.csv").exists() and time.monotonic() < end:
@@ -381,7 +395,7 @@ def test_a_shell_does_not_go_on_after_ctrl_c(place):
 @POSIX
 def test_a_signal_that_nohup_lets_be_ignored_stays_ignored(place):
     ignore = lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)  # noqa: E731
-    process = started(place, preexec_fn=ignore)
+    process = started(place, prepare=ignore)
     os.kill(process.pid, signal.SIGHUP)
     time.sleep(0.5)
     assert process.poll() is None
@@ -429,3 +443,60 @@ def test_a_checkpoint_may_be_read_by_whoever_the_umask_allows(place):
         os.umask(before)
     if os.name == "posix":
         assert (place / "x.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+# kills at random moments
+
+
+def bare(run):
+    """What a run has learned: the bytes of its checkpoints, and its log without the seconds."""
+    log = (run / "log.csv").read_text().splitlines()
+    return [(run / f"{name}.safetensors").read_bytes() for name in ("last", "best")] + [
+        [line.rpartition(",")[0] for line in log]
+    ]
+
+
+@POSIX
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("replacing", [False, True])
+def test_a_run_killed_at_random_moments_ends_as_the_undisturbed_one(place, workers, replacing):
+    """KILLS in the environment says how many; each run goes on until it was killed a few times."""
+    words = ["--data", "text.txt", *TINY, "--steps", "60", "--workers", workers]
+    command = [sys.executable, str(ROOT / "train.py"), *words, "--batch-size", "8", "--seed", "2"]
+
+    def start(*more):
+        return subprocess.Popen(
+            [*command, *more], cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )  # fmt: skip
+
+    process = start("--out", "whole")
+    begun = time.monotonic()
+    process.communicate(timeout=120)
+    longest = 1.2 * (time.monotonic() - begun)
+    whole, rng = bare(place / "whole"), random.Random(f"{workers} {replacing}")
+    for _ in range(int(os.environ.get("KILLS", 12)) // 4):
+        shutil.rmtree(place / "run", ignore_errors=True)
+        if replacing:
+            trained("--steps", "4")
+        old = bare(place / "run") if replacing else None
+        last = place / "run/last.safetensors"
+        for _ in range(100):
+            mine = last.exists() and (not old or last.read_bytes() != old[0])
+            resumes = mine and read_about(last)["config"]["seed"] == 2
+            more = ["--resume"] if resumes else ["--overwrite"]
+            process = start("--out", "run", *more)
+            try:
+                out, err = process.communicate(timeout=rng.uniform(0.05, longest))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.communicate()
+                for file in (place / "run").glob("*.safetensors*"):
+                    if not file.name.endswith(".part"):
+                        checkpoint.load(file)  # every file is whole
+                continue
+            assert process.returncode == 0, (more, out, err)
+            break
+        assert bare(place / "run") == whole
+        assert not list((place / "run").glob("*.part")) + list((place / "run").glob("*.before"))
