@@ -56,7 +56,7 @@ def main(words=None):
         raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         room = "; lower --batch-size or --n-embd" if isinstance(error, MemoryError) else ""
-        parser.error(f"{error}{room}")
+        parser.error(f"{str(error) or 'no memory is left'}{room}")
 
 
 def six_steps(kind, config, saved, check=False):

@@ -1,5 +1,6 @@
 """A run's folder: what happens if a run is replaced, killed, started twice, or told to stop."""
 
+import errno
 import os
 import random
 import select
@@ -305,7 +306,8 @@ def started(place, *words, prepare=as_in_a_terminal):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, preexec_fn=prepare,
     )  # fmt: skip
     end = time.monotonic() + 60
-    while not (place / "run/log.csv").exists() and time.monotonic() < end:
+    while process.poll() is None and not (place / "run/log.csv").exists():
+        assert time.monotonic() < end
         time.sleep(0.02)
     return process
 
@@ -443,6 +445,105 @@ def test_a_checkpoint_may_be_read_by_whoever_the_umask_allows(place):
         os.umask(before)
     if os.name == "posix":
         assert (place / "x.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+# errors in one line
+
+
+def test_a_missing_best_checkpoint_is_said_as_that(place, monkeypatch, capsys):
+    save = Trainer.save
+    monkeypatch.setattr(
+        Trainer, "save", lambda self, name, keep=True: name == "best" or save(self, name, keep)
+    )
+    with pytest.raises(SystemExit):
+        trained("--steps", "2")
+    assert (
+        "best.safetensors: expected a checkpoint, found no file; the best of this run is missi"
+        in (capsys.readouterr().err)
+    )
+
+
+@pytest.mark.parametrize("error, says", [
+    (MemoryError(), "no memory is left; lower --batch-size"),
+    (type("PanicException", (BaseException,), {})("out of memory"), "no memory to save; the file"),
+])  # fmt: skip
+def test_no_memory_while_saving_is_one_line(place, monkeypatch, capsys, error, says):
+    trained("--steps", "2")
+    before = contents("run")
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(checkpoint, "to_bytes", fail)
+    with pytest.raises(SystemExit):
+        train.main("--resume --out run --steps 4".split())
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1 and contents("run") == before
+
+
+def test_many_files_make_no_long_name(place):
+    for i in range(30):
+        Path(f"a_rather_long_name_of_a_file_{i}.txt").write_text(TEXT)
+    files = sorted(map(str, Path().glob("a_rather*.txt")))
+    train.main(["--data", *files, *TINY, "--steps", "2"])
+    [run] = Path("out").iterdir()
+    assert run.name.endswith("+28-more-gpt") and len(run.name) < 100
+
+
+def test_a_folder_that_is_deleted_while_it_trains_is_told_in_one_line(place, monkeypatch, capsys):
+    step = Trainer.train_step
+
+    def deleting(self):
+        step(self)
+        shutil.rmtree("run", ignore_errors=True)
+
+    monkeypatch.setattr(Trainer, "train_step", deleting)
+    with pytest.raises(SystemExit):
+        trained("--steps", "4")
+    err = capsys.readouterr().err
+    assert "run" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("call", range(1, 14))
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT])
+def test_a_disk_that_fails_at_any_write_ends_the_run_in_one_line_and_it_goes_on(
+    place, monkeypatch, capsys, call, number
+):
+    trained("--steps", "6", out="whole")
+    real, calls = open, []
+
+    def failing(file, mode="r", *args, **options):
+        if set(mode) & set("wax") and str(file).startswith("run"):
+            calls.append(file)
+            if len(calls) == call:
+                raise OSError(number, os.strerror(number), str(file))
+        return real(file, mode, *args, **options)
+
+    failed = False
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", failing)
+        try:
+            trained("--steps", "6")
+        except SystemExit:
+            failed = True
+            assert capsys.readouterr().err.count("\n") == 1
+    if failed and Path("run/last.safetensors").exists():
+        train.main("--resume --out run".split())
+    elif failed:  # the best alone may lie there
+        assert not Path("run").exists() or {*contents("run")} == {"best.safetensors"}
+        trained("--steps", "6", *["--overwrite"] * Path("run").exists())
+    assert bare(Path("run")) == bare(Path("whole"))
+
+
+@POSIX
+def test_a_limit_on_the_size_of_files_is_told_in_one_line(place):
+    import resource
+
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # noqa: E731
+    process = started(place, prepare=limit)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 2 and err.count("\n") == 1 and "cannot save in run" in err
+    assert not (place / "run").exists()
 
 
 # kills at random moments

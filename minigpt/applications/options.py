@@ -20,7 +20,8 @@ SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # the options that a row 
 def folder_of(given):
     """Where the run of these options lies: --out, or a name made of its data and its model."""
     run = {"data": Config().data, "model": Config().model, "out": None} | given
-    names = "+".join(Path(name).stem for name in run["data"])
+    names = [Path(name).stem for name in run["data"]]
+    names = "+".join(names if len(names) < 4 else [*names[:2], f"{len(names) - 2}-more"])
     return Path(run["out"] or f"out/{names}-{run['model']}")
 
 

@@ -32,7 +32,13 @@ def save(path, arrays, about, keep=True):
     arrays = {name: np.asarray(to_numpy(a), order="C") for name, a in arrays.items()}
     about = {"version": VERSION, "crc": checksum(arrays, about), **about}
     header = {KEY: json.dumps(about, sort_keys=True)}
-    write_whole(path, to_bytes(arrays, header), keep)
+    try:
+        data = to_bytes(arrays, header)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise MemoryError(f"{path}: no memory to save; the file before stays") from None
+    write_whole(path, data, keep)
 
 
 def load(path):

@@ -128,6 +128,8 @@ def absent(file):
     """What to do about a checkpoint that is not there."""
     if (kept := Path(f"{file}{ASIDE}")).exists():
         return f"{kept.name} is of the run that --overwrite was replacing; --resume brings it back"
+    if Path(file).name == "best.safetensors":
+        return "the best of this run is missing; sample.py reads last.safetensors if it is named"
     return "train one first"
 
 
