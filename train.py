@@ -22,7 +22,7 @@ from minigpt.datasets import TOKENIZERS
 from minigpt.engine import device
 from minigpt.engine.arrays import to_numpy
 from minigpt.engine.autograd import plain
-from minigpt.messages import say
+from minigpt.messages import place, say
 from minigpt.nn import MODELS
 from minigpt.nn.module import Flat
 from minigpt.training import folder, optimizer_class, stopping, strangers
@@ -56,7 +56,7 @@ def main(words=None):
         raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
         room = "; lower --batch-size or --n-embd" if isinstance(error, MemoryError) else ""
-        parser.error(f"{str(error) or 'no memory is left'}{room}")
+        parser.error(f"{str(error) or 'no memory is left'}{room}{place(error)}")
 
 
 def six_steps(kind, config, saved, check=False):

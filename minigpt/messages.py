@@ -1,7 +1,9 @@
 """What the program says to its user: lines under their step, errors with a remedy."""
 
 import difflib
+import traceback
 from importlib import import_module
+from pathlib import Path
 from unicodedata import category
 
 
@@ -19,6 +21,19 @@ def check(right, where, expected, got, remedy):
     """Raise ValueError in the project's words unless `right`: where, expected, got; what to do."""
     if not right:
         raise ValueError(f"{where}: expected {expected}, got {got}; {remedy}")
+
+
+def place(error):
+    """ " (FILE:LINE: CODE)" of the layer that was computing when an error came up; "" if none was.
+
+    Who writes a layer of his own finds his mistake there; of other mistakes the message is enough.
+    """
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.name == "forward"]
+    return (
+        f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}: {frames[-1].line})"
+        if frames
+        else ""
+    )
 
 
 def nearest(word, known, otherwise=""):

@@ -88,6 +88,24 @@ def average(monkeypatch):
         monkeypatch.setitem(table, "average", f"{__name__}:AverageModel")
 
 
+@pytest.mark.parametrize("mistake, says", [
+    (lambda self, x, mask, state: self.out(x), "expected 2"),
+    (lambda self, x, mask, state: (concatenate([x, x], 2), None), r"add: shapes .* do not fit"),
+    (lambda self, x, mask, state: (int("x"), None), "invalid literal for int"),
+])  # fmt: skip
+def test_a_mistake_in_a_mixer_of_ones_own_names_the_place(
+    place, average, capsys, monkeypatch, mistake, says
+):
+    def forward(self, x, mask=None, state=None):
+        return mistake(self, x, mask, state)
+
+    monkeypatch.setattr(Average, "forward", forward)
+    with pytest.raises(SystemExit):
+        train.main(["--data", "text.txt", "--model", "average", *SMALL])
+    err = capsys.readouterr().err
+    assert re.search(says + r".* \(\w+\.py:\d+: .*\)\n$", err) and err.count("\n") == 1
+
+
 def test_a_new_mixer_writes_classifies_and_is_counted_as_itself(
     place, average, capsys, monkeypatch
 ):
