@@ -43,7 +43,9 @@ def main(words=None):
             return show(args, model, application)
         prompt = args.prompt if talks else application.without_prompt(model, args, piped)
         rng = np.random.default_rng(args.seed)
-        with np.errstate(over="ignore", invalid="ignore"):  # choose() looks at the logits
+        with np.errstate(
+            over="ignore", invalid="ignore", divide="ignore"
+        ):  # choose() looks at the logits
             if prompt is not None:
                 application.reply(model, prompt, rng)
             if args.interactive:

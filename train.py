@@ -50,7 +50,9 @@ def main(words=None):
             if resume:
                 folder.bring_back(out)
             kind, config, saved = options.configure(given, resume, overwrite or check)
-            with plain() if config.plain else contextlib.nullcontext():
+            # What is not finite is told in one line; NumPy's warnings would only come before it.
+            quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+            with plain() if config.plain else contextlib.nullcontext(), quiet:
                 return six_steps(kind, config, saved, check)
     except BrokenPipeError:
         raise  # not a mistake: the program that reads the output has ended; handled at the end

@@ -33,7 +33,7 @@ def foreign(path):
     """Within the block, what a file makes fail is told as one line that names the file."""
     try:
         yield
-    except (AttributeError, IndexError, KeyError, OverflowError, RecursionError, TypeError) as e:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as e:
         why = f"{type(e).__name__}: {e}".splitlines()[0]
         raise CheckpointError(f"{path}: not what minigpt writes ({why}); use another") from None
 

@@ -40,7 +40,10 @@ def mean_loss(model, x, y, batch_size, ranks=None):
     model.eval()
     total, count = 0.0, int((y != IGNORED).sum())
     x, y = x[ranks.rank :: ranks.size], y[ranks.rank :: ranks.size]
-    with no_grad(), np.errstate(over="ignore", invalid="ignore"):  # the caller checks
+    with (
+        no_grad(),
+        np.errstate(over="ignore", invalid="ignore", divide="ignore"),
+    ):  # the caller checks
         for i in range(0, len(x), batch_size):
             part = slice(i, i + batch_size)
             total += cross_entropy(model(x[part]), y[part], count=count).item()
@@ -210,7 +213,9 @@ class Trainer:
         with stopping.heeded(self._interrupt) if self.first else nullcontext(), bar:
             while not self.stopped and self.step != self.steps and self.stale < c.patience:
                 start = time.perf_counter()
-                with np.errstate(over="ignore", invalid="ignore"):  # train_step checks for both
+                with np.errstate(
+                    over="ignore", invalid="ignore", divide="ignore"
+                ):  # train_step checks for both
                     self.train_step()
                 self.seconds += (took := time.perf_counter() - start)
                 times.append(took)
