@@ -20,6 +20,7 @@ import numpy as np
 import minigpt
 from minigpt.applications import application_class
 from minigpt.engine import device
+from minigpt.engine.arrays import quiet
 from minigpt.training import checkpoint, stopping, strangers
 from minigpt.training.config import Config, Parser, number
 
@@ -43,9 +44,7 @@ def main(words=None):
             return show(args, model, application)
         prompt = args.prompt if talks else application.without_prompt(model, args, piped)
         rng = np.random.default_rng(args.seed)
-        with np.errstate(
-            over="ignore", invalid="ignore", divide="ignore"
-        ):  # choose() looks at the logits
+        with quiet():  # choose() looks at the logits
             if prompt is not None:
                 application.reply(model, prompt, rng)
             if args.interactive:

@@ -20,7 +20,7 @@ import minigpt
 from minigpt.applications import application_class, options
 from minigpt.datasets import TOKENIZERS
 from minigpt.engine import device
-from minigpt.engine.arrays import to_numpy
+from minigpt.engine.arrays import quiet, to_numpy
 from minigpt.engine.autograd import plain
 from minigpt.messages import place, say
 from minigpt.nn import MODELS
@@ -50,9 +50,7 @@ def main(words=None):
             if resume:
                 folder.bring_back(out)
             kind, config, saved = options.configure(given, resume, overwrite or check)
-            # What is not finite is told in one line; NumPy's warnings would only come before it.
-            quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
-            with plain() if config.plain else contextlib.nullcontext(), quiet:
+            with plain() if config.plain else contextlib.nullcontext(), quiet():
                 return six_steps(kind, config, saved, check)
     except BrokenPipeError:
         raise  # not a mistake: the program that reads the output has ended; handled at the end

@@ -155,6 +155,17 @@ def test_a_signal_before_the_first_step_leaves_the_old_run(place, monkeypatch):
     assert stop.value.number == signal.SIGTERM and contents("run") == old
 
 
+def test_a_step_that_a_dead_rank_has_cut_short_is_not_saved(place, monkeypatch, capsys):
+    def dying(self):
+        self.step, self.stopped = self.step + 1, signal.SIGTERM
+        raise ChildProcessError("workers: rank 1: has died")
+
+    monkeypatch.setattr(Trainer, "train_step", dying)
+    with pytest.raises(SystemExit):
+        trained("--steps", "4")
+    assert "has died" in capsys.readouterr().err and not Path("run").exists()
+
+
 def test_three_killed_runs_in_a_row_leave_one_whole_run(place, monkeypatch):
     trained("--steps", "4")
     with killed(monkeypatch, folder, "forget", 1):  # `last` and `best` lie beside the old ones

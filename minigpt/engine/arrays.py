@@ -22,6 +22,11 @@ def to_numpy(x):
     return np.asarray(x) if xp is np else xp.asnumpy(x)
 
 
+def quiet():
+    """Within `with quiet():` NumPy warns of no number that is not finite: the caller looks."""
+    return np.errstate(over="ignore", invalid="ignore", divide="ignore")
+
+
 LONG = 1 << 12  # terms of a sum from which on float32 would lose digits
 
 

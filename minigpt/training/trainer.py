@@ -1,5 +1,6 @@
 """The training loop: batches in, smaller losses out, with validation and checkpoints on the way."""
 
+import errno
 import math
 import shlex
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from minigpt.engine.arrays import module_of
+from minigpt.engine.arrays import module_of, quiet
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import IGNORED, cross_entropy
 from minigpt.messages import say, visible
@@ -40,10 +41,7 @@ def mean_loss(model, x, y, batch_size, ranks=None):
     model.eval()
     total, count = 0.0, int((y != IGNORED).sum())
     x, y = x[ranks.rank :: ranks.size], y[ranks.rank :: ranks.size]
-    with (
-        no_grad(),
-        np.errstate(over="ignore", invalid="ignore", divide="ignore"),
-    ):  # the caller checks
+    with no_grad(), quiet():
         for i in range(0, len(x), batch_size):
             part = slice(i, i + batch_size)
             total += cross_entropy(model(x[part]), y[part], count=count).item()
@@ -91,8 +89,11 @@ class Trainer:
                 self.run()
                 self.end()
         except BaseException as error:
-            if self.first and self.stopped and self.step and isinstance(error, OSError):
-                return self.save("last")  # the terminal is gone, and what it was to be told with it
+            # A terminal that is gone fails between two steps. A rank that died fails within one,
+            # whose weights must not be saved.
+            terminal = isinstance(error, OSError) and error.errno == errno.EIO
+            if self.first and self.stopped and self.step and terminal:
+                return self.save("last")
             if self.first:
                 folder.bring_back(self.out)
             if isinstance(error, BrokenPipeError):
@@ -213,9 +214,7 @@ class Trainer:
         with stopping.heeded(self._interrupt) if self.first else nullcontext(), bar:
             while not self.stopped and self.step != self.steps and self.stale < c.patience:
                 start = time.perf_counter()
-                with np.errstate(
-                    over="ignore", invalid="ignore", divide="ignore"
-                ):  # train_step checks for both
+                with quiet():  # train_step looks at the loss and at the gradient
                     self.train_step()
                 self.seconds += (took := time.perf_counter() - start)
                 times.append(took)
