@@ -215,9 +215,9 @@ def transpose(x, *axes):
     """
     y = raw(x).transpose(*axes)
     n = y.ndim
-    order = range(n)[::-1]
-    if axes and axes[0] is not None:
-        order = [axis % n for axis in (axes[0] if isinstance(axes[0], (tuple, list)) else axes)]
+    if len(axes) == 1 and not isinstance(axes[0], (int, np.integer)):
+        axes = axes[0]  # all in one tuple, or None
+    order = [axis % n for axis in axes] if axes else range(n)[::-1]
 
     def rule(dy):
         went_to = [order.index(i) for i in range(n)]  # axis i of x is axis went_to[i] of y
