@@ -82,7 +82,7 @@ def load(path, library):
     if path.is_dir():
         best = path / "best.safetensors"  # there is none before the first validation
         file = best if best.exists() else path / "last.safetensors"
-    arrays, about = checkpoint.load(file)
+    arrays, about = checkpoint.load(file, moments=False)
     if file != path:
         other = about
         with contextlib.suppress(checkpoint.CheckpointError, OSError):  # absent, or damaged
@@ -94,7 +94,7 @@ def load(path, library):
         strangers.refuse_larger(file, config, arrays)
         application = application_class(about.get("application")).restore(config, about, FOLDER)
         model = application.build(np.random.default_rng(0)).to(library).eval()
-        model.load_state_dict(checkpoint.weights(arrays))
+        model.load_state_dict(arrays)
     return model, application
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 import minigpt
-from minigpt.applications import application_class, options
+from minigpt.applications import application_class, options, plan
 from minigpt.datasets import TOKENIZERS
 from minigpt.engine import device
 from minigpt.engine.arrays import quiet, to_numpy
@@ -79,11 +79,14 @@ def six_steps(kind, config, saved, check=False):
     model = application.build(rng).to(library)
     flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per {application.unit}"
     say("2 build", f"{config.model}: {application.form()}: {parameters(model)}, {flops}")
+    windows = [library.asarray(part) for part in application.windows()]  # what is held out
+    x, y = (part[:32] for part in windows)
+    config.workers = number_of_processes(config, model)
     say("", where)
+    if library is np:
+        say("", plan.memory_of_a_run(config, model, (application, windows), x, y))
 
     # 3 initialise: with random weights every answer is about equally likely, and the loss shows it.
-    windows = [library.asarray(part) for part in application.windows()]
-    x, y = (part[:32] for part in windows)
     application.first = first = mean_loss(model, x, y, 32) * application.scale
     uniform = application.uniform
     say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {uniform:.3f})")
@@ -140,13 +143,21 @@ def check_gradients(kind, model, x, y):
         sys.exit(1)
 
 
+def number_of_processes(config, model):
+    """--workers, or as many processes as save time."""
+    if config.workers == 1:
+        return 1
+    from minigpt.training import processes
+
+    return processes.how_many(config, model)
+
+
 def share(program, config, model, *rest):
-    """Run program(ranks, config, model, *rest) in --workers processes, or as many as save time."""
+    """Run program(ranks, config, model, *rest) in config.workers processes."""
     if config.workers == 1:
         return program(Alone(), config, model, *rest)
     from minigpt.training import processes
 
-    config.workers = processes.how_many(config, model)
     return processes.run(config.workers, program, config, model, *rest)
 
 
@@ -163,14 +174,11 @@ def check_room(kind, config, library, saved):
         processes.refuse_too_many(config.workers, on_gpu=library is not np)
     large = config.n_embd * (config.n_layer * config.n_embd + config.block_size) >= 1e7  # 2 GB
     if library is np and kind in ("text", "task") and large:
-        from minigpt.applications import plan
-
         plan.refuse_too_large(config)
 
 
 def estimate(given):
     """Say what the model of these options and its training would cost."""
-    from minigpt.applications import plan
     from minigpt.training.processes import physical_cores
 
     plan.dry_run(given, physical_cores())

@@ -4,8 +4,8 @@ import os
 import secrets
 
 
-def write_whole(path, data, keep=True):
-    """Write bytes to path, or leave path as it was.
+def write_whole(path, *parts, keep=True):
+    """Write parts, bytes or arrays, to path one after the other, or leave path as it was.
 
     They go to a file beside it, which then takes the name of the old one in a single operation of
     the file system. So path always holds the old file or the new one, and never a part of it.
@@ -14,7 +14,7 @@ def write_whole(path, data, keep=True):
     beside = f"{path}.{secrets.token_hex(4)}.part"
     try:
         with open(beside, "xb") as file:
-            file.write(data)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())  # on the disk, not only in the system's memory
         if keep:

@@ -1,5 +1,7 @@
 """Text from a language model: one token after the other, each drawn from the model's prediction."""
 
+import math
+
 import numpy as np
 
 from minigpt.engine.arrays import to_numpy
@@ -14,7 +16,7 @@ def choose(logits, rng, temperature=1.0, top_k=None, top_p=None):
     Raises ValueError if the largest logit of a row is no finite number.
     """
     top = logits.max(-1, keepdims=True)
-    if not np.isfinite(top).all():
+    if not all(map(math.isfinite, top.ravel().tolist())):  # of a few, faster than NumPy's
         raise ValueError("logits: expected finite numbers, got NaN or infinity; train anew")
     if temperature == 0:
         return logits.argmax(-1).astype(np.int32)

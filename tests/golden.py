@@ -29,7 +29,7 @@ PACKAGE = ROOT / "minigpt"
 # minutes that keep their word take 150 more. tiny.py, the two pages that show gradients and
 # attention, and the pictures take 750: explaining is not bloat. Guards against wrong values
 # take 200, and what keeps a run's folder whole and a stranger's file out 400.
-ASIDE = ["drawing.py", "engine/guards.py"]
+ASIDE = ["drawing.py", "engine/guards.py", "training/costs.py", "applications/plan.py"]
 ASIDE += [f"training/{name}.py" for name in ("folder", "stopping", "strangers")]
 PATH_BOUND, TOTAL_BOUND = 1630, 9050
 

@@ -474,22 +474,19 @@ def test_a_missing_best_checkpoint_is_said_as_that(place, monkeypatch, capsys):
     )
 
 
-@pytest.mark.parametrize("error, says", [
-    (MemoryError(), "no memory is left; lower --batch-size"),
-    (type("PanicException", (BaseException,), {})("out of memory"), "no memory to save; the file"),
-])  # fmt: skip
-def test_no_memory_while_saving_is_one_line(place, monkeypatch, capsys, error, says):
+def test_no_memory_while_saving_is_one_line(place, monkeypatch, capsys):
     trained("--steps", "2")
     before = contents("run")
 
     def fail(*_):
-        raise error
+        raise MemoryError
 
-    monkeypatch.setattr(checkpoint, "to_bytes", fail)
+    monkeypatch.setattr(checkpoint, "checksum", fail)
     with pytest.raises(SystemExit):
         train.main("--resume --out run --steps 4".split())
     err = capsys.readouterr().err
-    assert says in err and err.count("\n") == 1 and contents("run") == before
+    assert "no memory is left; lower --batch-size" in err and err.count("\n") == 1
+    assert contents("run") == before
 
 
 def test_many_files_make_no_long_name(place):

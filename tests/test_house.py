@@ -121,7 +121,7 @@ def test_a_new_mixer_writes_classifies_and_is_counted_as_itself(
     train.main("--model average --n-layer 3 --n-embd 32 --dry-run".split())
     printed = capsys.readouterr().out
     outline = plan.outline(options.fitted("text", {"model": "average", "n_embd": 32}), 10)
-    assert plan.parts_of(outline)[0]["mixer"] == 2 * (32 * 32 + 32)
+    assert plan.parts_of(outline)["mixer"] == 2 * (32 * 32 + 32)
     assert re.search(rf"mixer +{3 * (32 * 32 + 32):,} ", printed) and "attention" not in printed
 
 
@@ -184,10 +184,13 @@ class Untied(Recipe):
 
 def test_a_part_without_a_title_is_counted_under_its_own_name():
     config = GPTConfig(vocab_size=50, n_layer=1, n_embd=8, n_head=1)
-    parts, hidden = plan.parts_of(Untied(config, plan.Unwritten()))
+    model = Untied(config, plan.Unwritten())
+    parts = plan.parts_of(model)
     assert parts["head"] == 50 * 8 + 50 and parts["norms"] == 6 * 8
     assert parts["n-grams"] == 4 * 128 * 8 * 1 + 4 * 8  # 128 C rows of C / 8 for each order
-    assert hidden == 8 * 8 + 4 * 8 + 2 * 4 * 8 * 8 + 50 * 8  # as Flat, and so Muon, counts
+    hidden = 8 * 8 + 4 * 8 + 2 * 4 * 8 * 8 + 50 * 8  # as Flat, and so Muon, counts
+    moments = plan.memory(model, "muon")["moments of muon"]
+    assert moments == 4 * (hidden + 2 * (model.parameter_count() - hidden))
 
 
 # python -m minigpt

@@ -7,11 +7,13 @@ import math
 import os
 import signal
 import struct
+import tracemalloc
 from dataclasses import asdict, fields
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from strict import registered, strict, syncs
 
 from minigpt.datasets import TOKENIZERS
@@ -704,6 +706,33 @@ def test_equal_states_give_equal_bytes_in_any_order(tmp_path):
     again = {name: array.copy() for name, array in reversed(ARRAYS.items())}
     checkpoint.save(tmp_path / "d", again, dict(reversed(ABOUT.items())))
     assert (tmp_path / "c").read_bytes() == (tmp_path / "d").read_bytes()
+
+
+def test_the_package_of_the_format_reads_what_was_saved(tmp_path):
+    checkpoint.save(tmp_path / "c", ARRAYS, ABOUT)
+    arrays = load_file(tmp_path / "c")
+    assert arrays.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        np.testing.assert_array_equal(arrays[name], array, strict=True)
+
+
+def test_saving_makes_no_copy_of_the_arrays(tmp_path):
+    big = {f"{i}": np.ones(1 << 20, np.float32) for i in range(4)}  # 16 MB
+    tracemalloc.start()
+    checkpoint.save(tmp_path / "c", big, ABOUT)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+def test_weights_alone_can_be_loaded_and_damage_among_the_moments_is_still_found(tmp_path):
+    checkpoint.save(tmp_path / "c", {"w": np.ones(3), "optimizer.z": np.ones(5)}, ABOUT)
+    assert checkpoint.load(tmp_path / "c", moments=False)[0].keys() == {"w"}
+    whole = bytearray((tmp_path / "c").read_bytes())
+    whole[8 + int.from_bytes(whole[:8], "little")] ^= 1  # the first array: optimizer.z
+    (tmp_path / "c").write_bytes(whole)
+    with pytest.raises(CheckpointError, match="checksum"):
+        checkpoint.load(tmp_path / "c", moments=False)
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])

@@ -39,25 +39,40 @@ def outline(config, vocab_size):
 
 
 def parts_of(model):
-    """{part: how many numbers it learns}, and how many of them lie in matrices between layers."""
+    """{part: how many numbers it learns}"""
     mixer = model.blocks[0].mixer.title
     titles = {"embedding": "embeddings", "position": "positions", "mixer": mixer, "mlp": "MLP"}
     titles["ngrams"] = "n-grams"
     titles |= dict.fromkeys(("norm1", "norm2", "norm"), "norms")
-    parts, kinds, hidden = dict.fromkeys(titles.values(), 0), kinds_of(model), 0
+    parts = dict.fromkeys(titles.values(), 0)
     for name, p in model.named_parameters().items():
         words = name.split(".")  # blocks.0.mlp.up.weight, norm.bias
         part = words[2] if words[0] == "blocks" else words[0]
         title = titles.get(part, part)
         parts[title] = parts.get(title, 0) + p.size
-        hidden += p.size if kinds[name] == HIDDEN else 0
-    return {part: n for part, n in parts.items() if n}, hidden
+    return {part: n for part, n in parts.items() if n}
 
 
 def memory(model, optimizer):
     """{what: bytes} of training a model, activations aside."""
-    parts, hidden = parts_of(model)
-    return costs.memory(sum(parts.values()), hidden, optimizer)
+    kinds, named = kinds_of(model), model.named_parameters()
+    hidden = sum(p.size for name, p in named.items() if kinds[name] == HIDDEN)
+    return costs.memory(model.parameter_count(), hidden, optimizer)
+
+
+def memory_of_a_run(config, model, data, x, y):
+    """What step 2 says of the memory of a run on the CPU; x, y: examples; data: what all need.
+
+    Each process has its own copy of all but the activations: of those, its share of a batch.
+    """
+    learned = sum(memory(model, config.optimizer).values())
+    shares = config.accumulate * config.workers
+    examples = -(-config.batch_size // shares)
+    kept = examples * costs.activations(model, x, y)
+    each = costs.PYTHON + costs.size_of(data) + learned + kept
+    total = costs.of_all(config.workers, each)
+    batch = f"{scaled(config.workers * kept, BYTES)} of it for what a step keeps of its batch"
+    return f"about {scaled(total, BYTES)} of memory, {batch}"
 
 
 def refuse_too_large(config):
@@ -75,7 +90,7 @@ def dry_run(given, cores):
     config = fitted(dry_kind(given.get("data", [])), given)
     vocab_size = given.get("vocab_size", VOCABULARY)
     model = outline(config, vocab_size)
-    parts, _ = parts_of(model)
+    parts = parts_of(model)
     count = sum(parts.values())
     window = getattr(model, "window", None)
     banded = f", {window} in every second block" if window else ""

@@ -38,7 +38,7 @@ def column_sums(x, y=None):
 def linear_forward(x, w, b):
     """One product, then b is added in place (5 %; 11 % of a sampled token)."""
     rows = x.reshape(-1, x.shape[-1])
-    y = rows @ w
+    y = rows.dot(w)  # of one row in half the time of @: 2 % of a sampled token
     if b is not None:
         y += b
     return y.reshape(*x.shape[:-1], w.shape[1]), (rows, w, x.shape, b is not None)
@@ -56,9 +56,8 @@ def layer_norm_forward(x, w, b, eps=1e-5):
     """Keeps the normalised rows h and their scale, 1 / sqrt(variance + eps) (13 %)."""
     n = x.shape[-1]
     rows = x.reshape(-1, n)
-    mean = rows @ _constant(n, 1 / n, x.dtype)
-    h = rows - mean[:, None]
-    h -= (h @ _constant(n, 1 / n, x.dtype))[:, None]  # what rounding has left of the mean
+    h = rows - rows[:, :1]
+    h -= h.dot(_constant(n, 1 / n, x.dtype))[:, None]  # of one row dot takes half the time of @
     variance = np.vecdot(h, h) / n
     scale = ((variance + eps) ** -0.5)[:, None]
     h *= scale

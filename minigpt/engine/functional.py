@@ -137,8 +137,8 @@ def layer_norm(x, w, b, eps=1e-5):
     eps keeps a row of equal numbers from being divided by 0. Source: Ba et al. 2016, arXiv
     1607.06450.
     """
+    x = x - raw(x)[..., :1]  # a shift cancels; nearly equal numbers, far from 0, keep their digits
     x = x - mean(x, -1, keepdims=True)
-    x = x - mean(x, -1, keepdims=True)  # again: what rounding left would matter in equal numbers
     return x / sqrt(mean(x * x, -1, keepdims=True) + eps) * w + b
 
 

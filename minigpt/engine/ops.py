@@ -217,9 +217,9 @@ def transpose(x, *axes):
     n = y.ndim
     if len(axes) == 1 and not isinstance(axes[0], (int, np.integer)):
         axes = axes[0]  # all in one tuple, or None
-    order = [axis % n for axis in axes] if axes else range(n)[::-1]
 
     def rule(dy):
+        order = [axis % n for axis in axes] if axes else range(n)[::-1]
         went_to = [order.index(i) for i in range(n)]  # axis i of x is axis went_to[i] of y
         return dy.transpose(went_to)
 

@@ -2,8 +2,12 @@
 
 import math
 import os
+import pickle
+import sys
+import tracemalloc
 from typing import NamedTuple
 
+from minigpt.engine.functional import cross_entropy
 from minigpt.messages import look_up
 from minigpt.training import OPTIMIZERS
 
@@ -49,6 +53,46 @@ def memory(count, hidden, optimizer):
     of_hidden, of_others = look_up(OPTIMIZERS, optimizer, "--optimizer").kept
     moments = of_hidden * hidden + of_others * (count - hidden)
     return {"weights": 4 * count, "gradients": 4 * count, f"moments of {optimizer}": 4 * moments}
+
+
+PYTHON = 45e6  # bytes of Python, NumPy and this program; every process has its own
+TOKENS_TRIED = 1024
+
+
+def activations(model, x, y):
+    """Bytes that a step keeps from its forward to its backward pass, for each of the examples x, y.
+
+    The forward pass of a few is run, with history, and what NumPy asks memory for is added up.
+    """
+    few = min(len(x), max(1, TOKENS_TRIED * len(x) // y.size))
+    tracemalloc.start()
+    loss = cross_entropy(model(x[:few]), y[:few])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del loss  # only now: it holds the history, and so all that is kept
+    return peak / few
+
+
+def of_all(processes, each):
+    """Bytes of a run if each process needs `each`; the first one may have needed more before."""
+    return max(each, most_so_far()) + (processes - 1) * each
+
+
+def most_so_far():
+    """The most bytes that this process has had until now; 0 if the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def size_of(data):
+    """Bytes of the arrays of an object, as other processes get them."""
+    buffers = []
+    text = pickle.dumps(data, protocol=5, buffer_callback=buffers.append)
+    return len(text) + sum(buffer.raw().nbytes for buffer in buffers)
 
 
 def room():

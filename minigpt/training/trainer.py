@@ -153,9 +153,9 @@ class Trainer:
     def validate(self):
         """Load the best checkpoint into the model -> its mean loss over the whole split."""
         self.ranks.barrier()  # until rank 0 has written it
-        arrays, about = checkpoint.load(self.out / "best.safetensors")
+        weights, about = checkpoint.load(self.out / "best.safetensors", moments=False)
         strangers.same_run(self.out, about, self.about)
-        self.model.load_state_dict(checkpoint.weights(arrays))
+        self.model.load_state_dict(weights)
         return mean_loss(self.model, *self.windows, 2 * self.config.batch_size, self.ranks)
 
     def train_step(self):
@@ -291,7 +291,9 @@ class Trainer:
 
         keep=False only tries whether it can be written.
         """
-        moments = {f"optimizer.{key}": array for key, array in self.optimizer.moments.items()}
+        moments = {
+            checkpoint.OPTIMIZER + key: array for key, array in self.optimizer.moments.items()
+        }
         state = {key: getattr(self, key) for key in STATE} | {"stream": self.stream.position}
         if self.config.steps is None:
             state |= {"steps": self.steps, "seconds": self.seconds}
@@ -316,7 +318,7 @@ class Trainer:
                 strangers.same_run(self.out, checkpoint.read_about(best), about)
             self.model.load_state_dict(checkpoint.weights(arrays))
             for name, moment in self.optimizer.moments.items():
-                saved = arrays[f"optimizer.{name}"]
+                saved = arrays[checkpoint.OPTIMIZER + name]
                 if saved.shape != moment.shape:
                     raise TypeError(f"{name}: expected shape {moment.shape}, got {saved.shape}")
                 moment[...] = module_of(moment).asarray(saved)
