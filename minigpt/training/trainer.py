@@ -107,6 +107,8 @@ class Trainer:
         if self.first:
             self.try_folder()
         if saved:
+            if self.first and saved[1]["state"].get("rows") == []:  # samples.txt lacks step 0 yet
+                self.on_evaluate(self, math.inf, math.inf)
             self.restore(*saved)
             if self.first:
                 folder.cut_back(self.out, self.rows, self.step)
