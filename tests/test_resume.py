@@ -21,7 +21,7 @@ from minigpt.training.trainer import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
 LINES = [f"{a} {i}\t{b}" for i in range(30) for a, b in (("yes", "oui"), ("no", "non"))]
-STEPS, EVERY, FEW = 6, 2, 40
+STEPS, EVERY, FEW = 6, 2, 16
 ASKED = {"pairs.tsv": 16, "qa": 600, "translation": 200}  # tasks: tokens of the longest example
 WORDS = ["text.txt", *ASKED]
 DATA = [*WORDS, "digits", "sounds", "tumours", "credit"]

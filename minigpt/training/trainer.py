@@ -94,12 +94,7 @@ class Trainer:
             terminal = isinstance(error, OSError) and error.errno == errno.EIO
             if self.first and self.stopped and self.step and terminal:
                 return self.save("last")
-            if self.first:
-                folder.bring_back(self.out)
-            if isinstance(error, BrokenPipeError):
-                remedy = "--resume goes on from the last checkpoint"
-                raise OSError(f"nobody reads the output any more; {remedy}") from None
-            raise
+            raise folder.failed(self.out, error) if self.first else error from None
 
     def begin(self, saved):
         """Try the folder, restore the checkpoint if there is one, and say what lies ahead."""
