@@ -106,6 +106,7 @@ class Trainer:
                 self.on_evaluate(self, math.inf, math.inf)
             self.restore(*saved)
             if self.first:
+                folder.forget(self.out)  # a kill may have come just before
                 folder.cut_back(self.out, self.rows, self.step)
         elif self.first:
             folder.set_aside(self.out)
