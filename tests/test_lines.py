@@ -27,7 +27,7 @@ pytestmark = [
 ]
 RUN = ["--data", "text.txt", "--out", "run", *TINY, "--steps", "4", "--seed", "2"]
 SITUATIONS = {"new": RUN, "replacing": [*RUN, "--overwrite"], "resuming": ["--resume", *RUN[2:4]]}
-MANY = os.environ.get("LINES", "40")
+MANY = os.environ.get("LINES", "24")
 
 
 class Runs:
