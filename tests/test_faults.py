@@ -146,8 +146,9 @@ def test_a_disk_that_fills_up_is_told_with_its_folder_and_what_to_do(place):
 def test_a_full_disk_names_the_folder_and_says_whether_something_was_saved(tmp_path, name):
     error = OSError(getattr(errno, name), "no room")  # write() does not say which file
     for says in "nothing was saved", "--resume goes on from the last checkpoint":
-        told = folder.failed(tmp_path, error)
-        assert str(told) == f"{tmp_path}: no room; free space; {says}"
+        with pytest.raises(OSError) as told:
+            folder.failed(tmp_path, error)
+        assert str(told.value) == f"{tmp_path}: no room; free space; {says}"
         (tmp_path / "last.safetensors").touch()
 
 

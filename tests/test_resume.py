@@ -1,12 +1,13 @@
 """A run that was stopped and resumed is the undisturbed run, whatever it is that learns.
 
-COMBINATIONS=all in the environment tries the whole design below, which takes minutes.
+COMBINATIONS=all in the environment tries the whole design below, 49 runs, which takes minutes.
 """
 
 import os
 import random
+import re
 import signal
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from functools import cache
 from itertools import combinations, islice, product
 from pathlib import Path
@@ -14,9 +15,11 @@ from pathlib import Path
 import pytest
 
 import train
+from minigpt.applications import options
 from minigpt.datasets import examples, tasks
 from minigpt.nn import FAMILIES
 from minigpt.training.checkpoint import read_about
+from minigpt.training.config import Config
 from minigpt.training.trainer import Trainer
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 40
@@ -139,3 +142,15 @@ def test_a_stopped_and_resumed_run_of_any_kind_leaves_what_the_undisturbed_one_d
     assert read_about("run/last.safetensors")["state"]["step"] == step
     train.main(["--resume", "--out", "run"])
     assert left("run") == left("whole")
+
+
+@pytest.mark.parametrize("name", [f.name for f in fields(Config)])
+def test_the_options_that_may_change_are_those_that_the_help_of_resume_names(name):
+    [resume] = [a for a in train.command_line()._actions if a.dest == "resume"]
+    told = {word.replace("-", "_") for word in re.findall(r"--([a-z-]+)", resume.help)}
+    about = {"config": asdict(Config()), "state": {"step": 1}}
+    if name in told or name == "out":  # --out only says where the run lies now
+        assert options.continued({name: 7}, about)[name] == 7
+    else:
+        with pytest.raises(ValueError, match="this run has .*, got 7; "):
+            options.continued({name: 7}, about)

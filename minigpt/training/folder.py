@@ -121,18 +121,18 @@ def bring_back(out):
 
 
 def failed(out, error):
-    """Bring back a run that was being replaced -> the error of the new one, with what to do.
+    """Bring back a run that was being replaced by one that an error has ended.
 
-    A full disk fails in the middle of a write, whose error names no file.
+    Raises OSError with what to do if nobody reads the output any more, or if the disk is full: that
+    is found in the middle of a write, whose own error names no file.
     """
     saved = (out / "last.safetensors").exists()
     remedy = "--resume goes on from the last checkpoint" if saved else "nothing was saved"
     bring_back(out)
     if isinstance(error, BrokenPipeError):
-        return OSError(f"nobody reads the output any more; {remedy}")
+        raise OSError(f"nobody reads the output any more; {remedy}") from None
     if isinstance(error, OSError) and error.errno in FULL:
-        return OSError(f"{out}: {error.strerror}; free space; {remedy}")
-    return error
+        raise OSError(f"{out}: {error.strerror}; free space; {remedy}") from None
 
 
 def forget(out):

@@ -94,7 +94,9 @@ class Trainer:
             terminal = isinstance(error, OSError) and error.errno == errno.EIO
             if self.first and self.stopped and self.step and terminal:
                 return self.save("last")
-            raise folder.failed(self.out, error) if self.first else error from None
+            if self.first:
+                folder.failed(self.out, error)
+            raise
 
     def begin(self, saved):
         """Try the folder, restore the checkpoint if there is one, and say what lies ahead."""
