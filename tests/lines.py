@@ -2,8 +2,8 @@
 
 python -m tests.lines reads orders from its input, one JSON object a line: {"words": of train.py,
 "folder": where to run, "fault": its name, "at": [file, line, which time this line is reached]}. It
-answers each with the exit status; what the run prints goes into out.txt and err.txt. NumPy and the
-rest are imported once, and every run is a copy of this process: so it takes no second to start.
+answers each with the exit status; what the run prints goes into out.txt and err.txt. Imports take
+most of a short run. So this process makes them once, and every run is a copy of it, by fork.
 """
 
 import errno
@@ -82,8 +82,10 @@ def run(words, folder, fault=None, at=None):
 def main():
     import train  # noqa: F401 (the copies find all its imports made)
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else 0)
+    # A shell in the background, or nohup, may have told this process to ignore them.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in signal.SIGTERM, signal.SIGHUP:
+        signal.signal(number, signal.SIG_DFL)
     for line in sys.stdin:
         order = json.loads(line)
         child = os.fork()

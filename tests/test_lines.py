@@ -129,6 +129,7 @@ def test_a_fault_at_any_line_loses_nothing_and_the_run_goes_on(runs):
         old = runs.place / "old" if situation == "replacing" else None
         end = runs(SITUATIONS[situation], fault, at)
         try:
+            assert situation != "resuming" or mine(runs.place / "run")
             check_end(fault, *end)
             check_files(runs.place / "run", old)
             go_on(runs)
