@@ -180,6 +180,16 @@ def test_three_killed_runs_in_a_row_leave_one_whole_run(place, monkeypatch):
     assert second
 
 
+def test_what_a_killed_run_had_replaced_goes_when_it_is_resumed(place, monkeypatch):
+    trained("--steps", "4")
+    with killed(monkeypatch, folder, "forget", 2):  # the first is set_aside's
+        trained("--steps", "4", "--seed", "2", "--overwrite")
+    assert {"last.safetensors", f"last.safetensors{folder.ASIDE}"} <= contents("run").keys()
+    train.main("--resume --out run".split())
+    assert not list(Path("run").glob(f"*{folder.ASIDE}"))
+    assert read_about("run/last.safetensors")["config"]["seed"] == 2
+
+
 def test_what_an_overwriting_run_had_set_aside_survives_the_next_one(place, monkeypatch):
     trained("--steps", "4")
     old = contents("run")

@@ -661,6 +661,45 @@ def test_attention_pair_is_the_same_over_several_tiles(case, past, scale, monkey
         np.testing.assert_allclose(y, e, rtol=1e-11, atol=1e-12)
 
 
+@pytest.mark.parametrize("scale", [1, 200])
+@pytest.mark.parametrize("keys", [1, 7])
+def test_attention_pair_is_the_same_for_a_single_query(keys, scale):
+    q, k, v = (x[:, :, -keys:] for x in heads(2, 3, 7, 2))
+    args = scale * q[:, :, -1:], k, v
+    with plain():
+        expected = run(functional.attention, *args)
+    got = run(functional.attention, *args)
+    for y, e in zip(sum(got, []), sum(expected, []), strict=True):
+        np.testing.assert_allclose(y, e, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("last", range(10))
+def test_rotary_pair_finds_the_turn_of_any_position(last):
+    args = draw(1, 2, 2, 4), np.array([last, 0])
+    with plain():
+        [y], [dx] = run(recipe.rotary, *args)
+    [z], [dz] = run(recipe.rotary, *args)
+    np.testing.assert_allclose(z, y, rtol=1e-12)
+    np.testing.assert_allclose(dz, dx, rtol=1e-12)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])  # whose numbers are neighbours instead
+def test_rotary_pair_takes_channels_that_are_no_neighbours_in_memory(axis):
+    x = np.moveaxis(draw(2, 3, 2, 4), axis, -1).copy()
+    x = np.moveaxis(x, -1, axis)
+    with plain():
+        [y], _ = run(recipe.rotary, x, slice(0, 3))
+    [z], _ = run(recipe.rotary, x, slice(0, 3))
+    np.testing.assert_allclose(z, y, rtol=1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 4096, 4097, 8193])  # fast_numpy adds blocks of 4096 rows
+def test_the_gradient_of_a_bias_is_the_sum_of_all_rows(n):
+    dy, b = draw(n, 2), Tensor(np.zeros(2), requires_grad=True)
+    functional.linear(Tensor(np.zeros((n, 1))), Tensor(np.zeros((1, 2))), b).backward(dy)
+    np.testing.assert_allclose(b.grad, dy.sum(0), rtol=1e-10)
+
+
 def test_memory_of_attention_grows_with_the_context_not_with_its_square():
     if not hasattr(fast_numpy, "attention_forward"):
         pytest.skip("the definition keeps all scores")

@@ -3,6 +3,7 @@
 train.py claims it, and the Trainer keeps it in order. A first reader can skip this file.
 """
 
+import errno
 import os
 import re
 from contextlib import contextmanager, suppress
@@ -14,6 +15,7 @@ from minigpt.messages import say
 FILES = ("last.safetensors", "best.safetensors", "log.csv", "samples.txt", "curve.svg")
 ASIDE = ".before"  # how a file of a run that is being replaced ends, until the new one has saved
 PART = re.compile(f"({'|'.join(FILES)})[.][0-9a-f]{{8}}[.]part")  # not finished by write_whole
+FULL = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EFBIG")} - {None}
 HEAD = "step,training,validation,tokens,seconds"
 ROW = re.compile(r"\d+,[\d.-]+,[\d.-]+,\d+")  # all but the seconds
 
@@ -116,6 +118,21 @@ def bring_back(out):
         if (kept := out / (name + ASIDE)).exists():
             os.replace(kept, out / name)
     say("", f"{out}: the run that --overwrite was replacing is back")
+
+
+def failed(out, error):
+    """Bring back a run that was being replaced by one that an error has ended.
+
+    Raises OSError with what to do if nobody reads the output any more, or if the disk is full: that
+    is found in the middle of a write, whose own error names no file.
+    """
+    saved = (out / "last.safetensors").exists()
+    remedy = "--resume goes on from the last checkpoint" if saved else "nothing was saved"
+    bring_back(out)
+    if isinstance(error, BrokenPipeError):
+        raise OSError(f"nobody reads the output any more; {remedy}") from None
+    if isinstance(error, OSError) and error.errno in FULL:
+        raise OSError(f"{out}: {error.strerror}; free space; {remedy}") from None
 
 
 def forget(out):

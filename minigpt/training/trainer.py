@@ -95,10 +95,7 @@ class Trainer:
             if self.first and self.stopped and self.step and terminal:
                 return self.save("last")
             if self.first:
-                folder.bring_back(self.out)
-            if isinstance(error, BrokenPipeError):
-                remedy = "--resume goes on from the last checkpoint"
-                raise OSError(f"nobody reads the output any more; {remedy}") from None
+                folder.failed(self.out, error)
             raise
 
     def begin(self, saved):
@@ -107,8 +104,11 @@ class Trainer:
         if self.first:
             self.try_folder()
         if saved:
+            if self.first and saved[1]["state"].get("rows") == []:  # samples.txt lacks step 0 yet
+                self.on_evaluate(self, math.inf, math.inf)
             self.restore(*saved)
             if self.first:
+                folder.forget(self.out)  # a kill may have come just before
                 folder.cut_back(self.out, self.rows, self.step)
         elif self.first:
             folder.set_aside(self.out)
