@@ -20,8 +20,9 @@ typedef long long whole;  // 64 bits: the logits of a batch may be more than 2^3
 const real LOWEST = sizeof(real) == 4 ? -3.4e38 : -1.7e308;  // below every finite score or logit
 const whole IGNORED = -100;                                   // a target that is not scored
 
-__device__ int lane() { return threadIdx.x % 32; }  // the thread's place in its warp
-__device__ whole row_of_warp() { return (whole)blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32; }
+__device__ whole place() { return (whole)blockIdx.x * blockDim.x + threadIdx.x; }  // in the grid
+__device__ whole row_of_warp() { return place() / 32; }  // of kernels that give each warp a row
+__device__ int lane() { return threadIdx.x % 32; }       // the thread's place in its warp
 
 // The sum over a warp, for each of its threads. With far = 16 every thread adds what the thread 16
 // places away has, then 8, 4, 2, 1: after five exchanges each holds the sum of all 32.
@@ -107,8 +108,8 @@ extern "C" __global__ void softmax_backward(
 
 // ---- cross-entropy: a block per target, logits (N, V) ------------------------------------------
 
-// lse = ln sum over j of e^z_j, loss = lse - z_target, or 0 if the target is not scored. If it is no
-// token, both are NaN, which stops a training. One pass finds the largest logit and the sum:
+// lse = ln sum over j of e^z_j, loss = lse - z_target, or 0 if the target is not scored. Both are
+// NaN, which stops a training, if it is no token. One pass finds the largest logit and the sum:
 // whenever a larger logit turns up, the sum so far shrinks by e^(old - new).
 extern "C" __global__ void cross_entropy_forward(
     const real* z, const whole* targets, real* losses, real* lse, whole V) {
@@ -201,7 +202,7 @@ __device__ void add_eight(real* out, real sum, whole column, whole C) {
 
 // sums (slabs, C): the sum of each slab's rows of x (N, C)
 extern "C" __global__ void column_sum(const real* x, real* sums, whole N, whole C) {
-    whole column = (whole)blockIdx.x * 32 + threadIdx.x;
+    whole column = place();
     real sum = 0;
     for (whole i = blockIdx.y * 8 + threadIdx.y; i < N && column < C; i += gridDim.y * 8)
         sum += x[i * C + column];
@@ -212,7 +213,7 @@ extern "C" __global__ void column_sum(const real* x, real* sums, whole N, whole 
 extern "C" __global__ void layer_norm_weights(
     const real* dy, const real* x, const real* means, const real* rests, const real* scales,
     real* dw, real* db, whole N, whole C) {
-    whole column = (whole)blockIdx.x * 32 + threadIdx.x;
+    whole column = place();
     real of_w = 0, of_b = 0;
     for (whole i = blockIdx.y * 8 + threadIdx.y; i < N && column < C; i += gridDim.y * 8) {
         real g = dy[i * C + column], h = (x[i * C + column] - means[i] - rests[i]) * scales[i];
@@ -234,29 +235,10 @@ extern "C" __global__ void embedding_backward(
     add_eight(dw + id * C, sum, column, C);
 }
 
-// ---- the optimizer, over all weights as one vector ---------------------------------------------
-
-// sums: of the squares of g (n,), a partial one from each block
+// The squares of g (n,), added up: a partial sum from each block; column_sum adds up the rest.
 extern "C" __global__ void square_sum(const real* g, real* sums, whole n) {
     real sum = 0;
-    whole threads = (whole)gridDim.x * blockDim.x;
-    for (whole i = (whole)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += threads) sum += g[i] * g[i];
+    for (whole i = place(); i < n; i += (whole)gridDim.x * blockDim.x) sum += g[i] * g[i];
     sum = block_sum(sum);
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
-}
-
-// AdamW, as optim.py defines it, of g limit / |g| where |g| > limit; *norm2 = |g|^2. g becomes 0.
-// If |g| is not finite, nothing changes. left1 = 1 - b1^t, left2 = 1 - b2^t, kept = 1 - rate decay
-extern "C" __global__ void adamw(
-    real* w, real* g, real* m, real* v, const real* norm2, whole n, whole decayed, real limit,
-    real rate, real b1, real b2, real left1, real left2, real eps, real kept) {
-    whole i = (whole)blockIdx.x * blockDim.x + threadIdx.x;
-    real norm = sqrt(*norm2);
-    if (i >= n || !isfinite(norm)) return;
-    real clipped = norm > limit ? g[i] * (limit / norm) : g[i];
-    m[i] = b1 * m[i] + (1 - b1) * clipped;
-    v[i] = b2 * v[i] + (1 - b2) * clipped * clipped;
-    real m_hat = m[i] / left1, v_hat = v[i] / left2;
-    w[i] = (i < decayed ? w[i] * kept : w[i]) - rate * m_hat / (sqrt(v_hat) + eps);
-    g[i] = 0;
 }

@@ -2,7 +2,7 @@
 
 `python -m tests.emulator` tries minigpt/engine/kernels.cu as it stands, kernel by kernel.
 
-RawModule and ElementwiseKernel take CuPy's place for the tests' stand-in (tests/strict.py). Whatever
+RawModule and ElementwiseKernel stand in for CuPy's, for the arrays of tests/strict.py. Whatever
 would corrupt memory, hang, or depend on chance on a GPU raises DeviceFault, which names the line;
 cuda_on_cpu.h says how it is found. Arguments are checked more strictly than CuPy does, which passes
 a Python float as 64 bits whatever the kernel expects, and never looks at strides.
@@ -14,6 +14,7 @@ are copied for an ElementwiseKernel, whose CuPy walks them by itself.
 
 import ctypes
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -162,7 +163,9 @@ class Kernel:
                 return  # the null pointer
         else:
             what = type(a).__name__
-            raise DeviceFault(f"{self.name}: {name} is {kind}, got a Python {what}; use NumPy's type")
+            raise DeviceFault(
+                f"{self.name}: {name} is {kind}, got a Python {what}; use NumPy's type"
+            )
         if got != kind.removeprefix("const "):
             raise DeviceFault(f"{self.name}: {name} is {kind}, got {got}")
 
@@ -259,7 +262,7 @@ class ElementwiseKernel:
         for kind, name in self.outputs:
             kind = CTYPES.get(kind, kind)
             taken.append(f"{kind}* {name}_")
-            read.append(f"{kind} {name};")
+            read.append(f"{kind} {name} = {name}_[i];")  # what a given output held before
             written.append(f"{name}_[i] = {name};")
         return f"""typedef {T} T;
 extern "C" __global__ void {self.name}({", ".join(taken)}, long long n_) {{
@@ -273,7 +276,7 @@ extern "C" __global__ void {self.name}({", ".join(taken)}, long long n_) {{
 
     def __call__(self, *args):
         holders, args = args, [getattr(a, "_array", a) for a in args]
-        put = type(next(h for h in holders if hasattr(h, "shape")))
+        put = next(type(h) for h in holders if hasattr(h, "_array"))
         named = dict(zip([p[-1] for p in self.inputs], args, strict=False))
         T = self.type_of(named)
         arrays = [p[-1] for p in self.inputs if isinstance(named[p[-1]], np.ndarray)]
@@ -287,7 +290,9 @@ extern "C" __global__ void {self.name}({", ".join(taken)}, long long n_) {{
                 a = np.ascontiguousarray(a if raw else np.broadcast_to(a, shape)).reshape(-1)
             inputs.append(a)
         kinds = [T if kind == "T" else np.dtype(kind) for kind, _ in self.outputs]
-        results = [np.empty(shape, kind).reshape(-1) for kind in kinds]
+        results = [np.full(math.prod(shape), 85, kind) for kind in kinds]
+        for y, result in zip(given, results, strict=False):
+            result[:] = y.reshape(-1)
         n = results[0].size
         if n:
             kernel = self.kernel(CTYPES[T.name], tuple(arrays))
@@ -295,7 +300,9 @@ extern "C" __global__ void {self.name}({", ".join(taken)}, long long n_) {{
         results = [y.reshape(shape) for y in results]
         for y, result in zip(given, results, strict=False):
             y[...] = result
-        outputs = [*holders[len(self.inputs) :]] or [put(y) if put is not np.ndarray else y for y in results]
+        outputs = [*holders[len(self.inputs) :]] or [
+            put(y) if put is not np.ndarray else y for y in results
+        ]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def type_of(self, named):

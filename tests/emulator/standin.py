@@ -9,12 +9,12 @@ import numpy as np
 
 if (folder := str(Path(__file__).parents[1])) not in sys.path:  # python -m tests.emulator
     sys.path.insert(0, folder)
-import emulator
-from emulator import cublas
 from strict import StrictArray, registered, strict
 from strict import _function as function
 
-from minigpt.engine import fast_cupy
+import emulator
+from emulator import cublas
+from minigpt.engine import fast_cupy, fast_elementwise
 
 strict.ascontiguousarray = function(np.ascontiguousarray)
 strict.RawModule, strict.ElementwiseKernel = emulator.RawModule, emulator.ElementwiseKernel
@@ -32,7 +32,7 @@ def emulated(order=0, precision="float32"):
     before = fast_cupy.precision
     emulator.order, fast_cupy.precision = order, precision
     try:
-        with registered(fast_cupy) as library:
+        with registered(fast_cupy, fast_elementwise) as library:
             yield library
     finally:
         emulator.order, fast_cupy.precision = 0, before
