@@ -36,24 +36,18 @@ __device__ real warp_max(real x) {
     return x;
 }
 
-// The sum over a block, for each of its threads: each warp leaves its own in shared memory.
-__device__ real block_sum(real x) {
+// Each warp's x, one per lane: lane i of every warp gets that of warp i, or `none` if there is none.
+__device__ real of_all_warps(real x, real none) {
     __shared__ real part[32];
-    x = warp_sum(x);
     __syncthreads();  // the slowest thread may still be reading what an earlier call has left
     if (lane() == 0) part[threadIdx.x / 32] = x;
     __syncthreads();
-    return warp_sum(lane() < blockDim.x / 32 ? part[lane()] : real(0));
+    return lane() < blockDim.x / 32 ? part[lane()] : none;
 }
 
-__device__ real block_max(real x) {
-    __shared__ real part[32];
-    x = warp_max(x);
-    __syncthreads();
-    if (lane() == 0) part[threadIdx.x / 32] = x;
-    __syncthreads();
-    return warp_max(lane() < blockDim.x / 32 ? part[lane()] : LOWEST);
-}
+// The sum, or the largest, over a block, for each of its threads.
+__device__ real block_sum(real x) { return warp_sum(of_all_warps(warp_sum(x), 0)); }
+__device__ real block_max(real x) { return warp_max(of_all_warps(warp_max(x), LOWEST)); }
 
 // ---- attention: softmax over the keys that a query sees, a warp per query ----------------------
 

@@ -86,7 +86,8 @@ class RawModule:
         """The name of the shared variable at this address, and the place in it in bytes."""
         table = subprocess.run(["nm", "-nC", self.path], capture_output=True, text=True).stdout
         known = [line.split(" ", 2) for line in table.splitlines() if line[0] != " "]
-        start, _, name = [s for s in known if int(s[0], 16) <= address][-1]
+        before = [s for s in known if int(s[0], 16) <= address and "::" in s[2]]
+        start, _, name = before[-1]
         return name.split("::")[-1], address - int(start, 16)
 
 
@@ -178,20 +179,20 @@ class Kernel:
         if f.kind == DIVERGED:
             what = "__syncthreads()" if f.write else "an exchange of its warp"
             return f"{who} waits at {what} for threads that never come ({f.ended} ended), {here}"
-        verb, where = "writes" if f.write else "reads", f"{f.offset} bytes into "
+        where = f"number {f.offset // f.bytes} of "
         if f.region < len(names):
             where += names[f.region]
         else:
             name, offset = self.module.shared(f.address)
-            where = f"{offset} bytes into {name}, in shared memory"
-        text = f"{who} {verb} {f.bytes} bytes, {where}, {here}"
+            where = f"number {offset // f.bytes} of {name}, which is shared"
+        text = f"{who} {'writes' if f.write else 'reads'} {where}, {here}"
         if f.kind == RACE:
             verb = "wrote" if f.other_write else "read"
             other = f"thread {f.other_thread} of block {f.other_block} {verb} it"
-            text += f"; {other}, {self.module.lines(f.other_place)}, and no barrier lies between"
+            text += f"; {other}, {self.module.lines(f.other_place)}; no barrier lies between"
         problem = {
             OUTSIDE: "outside of every array", MISALIGNED: "at a misaligned address",
-            CONSTANT: "but it is const", UNWRITTEN: "but nobody has written it", RACE: "",
+            CONSTANT: "but it is const", UNWRITTEN: "but nobody has written it yet", RACE: "",
         }[f.kind]  # fmt: skip
         return f"race: {text}" if f.kind == RACE else f"{text}: {problem}"
 

@@ -1,11 +1,12 @@
 // A CUDA device on the CPU: what kernels.cu needs in order to compile with g++, to run, and to be
 // watched.
 //
-// The threads of a block are fibers: one thread of the machine runs them in turn. A fiber runs until
-// it must wait, at __syncthreads or at an exchange of its warp; then the next one runs, in the order
-// that a test asks for. g++'s -fsanitize=thread puts a call of __tsan_read4 and the like in front of
-// every load and store. Its own library is left out: here these calls end in touch(), which knows
-// all arrays and shared memory. At the first access that would be wrong on a GPU the launch stops:
+// The threads of a block are fibers: one thread of the machine runs them in turn. A fiber runs
+// until it must wait, at __syncthreads or at an exchange of its warp; then the next one runs, in
+// the order that a test asks for. g++'s -fsanitize=thread puts a call of __tsan_read4 and the like
+// in front of every load and store. Its own library is left out: here these calls end in touch(),
+// which knows all arrays and shared memory. The launch stops at the first access that would be
+// wrong on a GPU:
 //
 //   outside of every array; at a misaligned address; a write to a const array; a read of shared
 //   memory that nobody has written; a race, that is, two threads use one number, one of them writes
@@ -44,7 +45,7 @@ struct Fiber {
 };
 
 struct Stamp { int block, thread, epoch, warp_epoch; void* place; };  // who, when, at which code
-struct Cell { Stamp write, read, earlier; bool ready; };              // the last writer, two readers
+struct Cell { Stamp write, read, earlier; bool ready; };  // the last writer, two readers
 
 struct Array { char* start; size_t size; int grain, constant; };  // as Python passes it
 struct Region : Array { bool shared; Cell* cells; };
@@ -64,7 +65,7 @@ struct Device {
     int count;
     bool running;
     char *low, *high;  // this library's own memory, with its constants
-    Fault fault;
+    Fault fault, unwritten;  // a read of what nobody has written is told if no race explains it
     void (*kernel)(void**);
     void** arguments;
 };
@@ -137,7 +138,9 @@ UNWATCHED static void touch(void* where, long bytes, bool write, void* place) {
     long last = kind ? -1 : (offset + bytes - 1) / region.grain;
     for (long i = offset / region.grain; i <= last; i++) {
         look_for_race(region.cells[i], now, write);
-        if (!write && !region.cells[i].ready) kind = UNWRITTEN;
+        if (write || region.cells[i].ready || d.unwritten.kind) continue;
+        d.unwritten = fail(UNWRITTEN, place);
+        f.kind = NONE;
     }
     if (kind) fail(kind, place), leave();
 }
@@ -195,7 +198,8 @@ UNWATCHED static bool released() {
     int waiting = 0, ended = 0, line = 0;
     for (int i = 0; i < device.threads; i++) {
         Fiber* f = device.fibers + i;
-        if (f->state == IN_EXCHANGE) any |= exchanged(device.fibers + i / WARP * WARP, f->mask, f->line);
+        Fiber* warp = device.fibers + i / WARP * WARP;
+        if (f->state == IN_EXCHANGE) any |= exchanged(warp, f->mask, f->line);
         if (f->state == AT_BARRIER && (!waiting || f->line == line)) line = f->line, waiting++;
         ended += f->state == DONE;
     }
@@ -243,8 +247,8 @@ UNWATCHED static void forget(Region& r) {
 UNWATCHED static void make_fiber(int i) {
     Fiber& f = device.fibers[i];
     f.begun = false;  // a fault may have left it in the middle
-    if (!f.stack)
-        f.stack = (char*)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int access = PROT_READ | PROT_WRITE, own = MAP_PRIVATE | MAP_ANONYMOUS;
+    if (!f.stack) f.stack = (char*)mmap(nullptr, STACK, access, own, -1, 0);
     unsigned x = device.block.x, y = device.block.y;
     f.index = {i % x, i / x % y, i / x / y};
 }
@@ -273,6 +277,7 @@ UNWATCHED static void run_block(int order, unsigned& random) {
             d.running = false;
         }
     } while (!d.fault.kind && released());
+    if (!d.fault.kind) d.fault = d.unwritten;
 }
 
 // Run a kernel. order of threads and blocks: 0 ascending, 1 descending, n > 1 shuffled by this seed
@@ -282,11 +287,11 @@ UNWATCHED static int launch(void (*kernel)(void**), void** arguments, const unsi
     if (!d.low) dl_iterate_phdr(find_library, nullptr);
     d.grid = {shape[0], shape[1], shape[2]}, d.block = {shape[3], shape[4], shape[5]};
     d.threads = shape[3] * shape[4] * shape[5];
-    d.kernel = kernel, d.arguments = arguments, d.count = 0, d.fault = {};
+    d.kernel = kernel, d.arguments = arguments, d.count = 0, d.fault = d.unwritten = {};
     for (int i = 0; i < count; i++) add_region(arrays[i], false);
     for (int i = 0; i < count; i++) forget(d.regions[i]);
-    if (__start_cuda_shared)
-        add_region({__start_cuda_shared, size_t(__stop_cuda_shared - __start_cuda_shared), GRAIN, 0}, true);
+    size_t shared = __stop_cuda_shared - __start_cuda_shared;
+    if (shared) add_region({__start_cuda_shared, shared, GRAIN, 0}, true);
     for (int i = 0; i < d.threads; i++) {
         make_fiber(i);
         d.order[i] = order == 1 ? d.threads - 1 - i : i;
@@ -390,7 +395,7 @@ UNWATCHED void __tsan_func_exit() {}
 #define __syncthreads() emulator::wait(emulator::AT_BARRIER, __LINE__)
 #define __syncwarp() emulator::sync_warp(~0u, __LINE__)
 #define __shfl_sync(mask, x, lane) emulator::exchange(mask, x, (lane) & 31, __LINE__)
-#define __shfl_xor_sync(mask, x, bits) emulator::exchange(mask, x, emulator::lane() ^ (bits), __LINE__)
-using std::exp; using std::isfinite; using std::log; using std::nan; using std::sqrt; using std::tanh;
+#define __shfl_xor_sync(mask, x, bits) __shfl_sync(mask, x, emulator::lane() ^ (bits))
+using std::exp, std::isfinite, std::log, std::nan, std::sqrt, std::tanh;
 template <class T> static inline T max(T a, T b) { return std::fmax(a, b); }
 template <> inline long long max(long long a, long long b) { return a > b ? a : b; }
