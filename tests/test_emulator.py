@@ -106,7 +106,7 @@ def test_attention_of_every_kind_of_mask_equals_its_definition(case, past, scale
 def test_what_hidden_keys_hold_does_not_reach_values_or_gradients_of_other_keys(hidden):
     q, k, v = (x.copy() for x in heads(2, 3, 5, 2))
     mask = ids([0, 1, 1, 1, 1], [1, 1, 1, 1, 1])
-    with emulated():
+    with emulated(), quiet():
         y, clean = run(functional.attention, q, k, v, mask, put=StrictArray)
         k[0, :, 0] = hidden
         other_y, (_, dk, dv) = run(functional.attention, q, k, v, mask, put=StrictArray)
@@ -128,6 +128,8 @@ def test_a_strange_number_gives_in_a_pair_what_it_gives_in_its_definition(name, 
                 expected = run(definition(case), *args)[0]
             got = run(definition(case), *args, put=StrictArray)[0]
         for y, e in zip(got, expected, strict=True):
+            if name == "attention" and edge in ("inf", "-inf"):  # all scores may be -inf
+                y, e = (np.where(np.isnan(a), 0, a) for a in (y, e))
             np.testing.assert_allclose(y, e, rtol=1e-9, atol=1e-12, err_msg=f"{case}, {i}")
 
 
@@ -135,15 +137,15 @@ def test_a_strange_number_gives_in_a_pair_what_it_gives_in_its_definition(name, 
 def test_a_row_of_equal_numbers_is_normalised_to_its_bias(dtype, tolerance):
     x, w, b = np.full((3, 70), 12345.678, dtype), np.ones(70, dtype), draw(70).astype(dtype)
     with emulated():
-        y = functional.layer_norm(*map(StrictArray, (x, w, b)))
-    np.testing.assert_allclose(to_numpy(y.data), np.tile(b, (3, 1)), rtol=tolerance)
+        y = to_numpy(functional.layer_norm(*map(StrictArray, (x, w, b))).data)
+    np.testing.assert_allclose(y, np.tile(b, (3, 1)), rtol=tolerance)
 
 
 def test_a_target_that_is_no_token_gives_a_loss_and_gradients_that_are_no_numbers():
-    z = Tensor(StrictArray(draw(3, 5)), True)
     with emulated():
+        z = Tensor(StrictArray(draw(3, 5)), True)
         loss = cross_entropy(z, StrictArray(ids(1, 5, 2)), 3)
-        loss.backward()
+        loss.backward(StrictArray(np.ones(())))
     assert np.isnan(loss.data._array) and np.isnan(z.grad._array[1]).all()
     assert np.isfinite(z.grad._array[[0, 2]]).all()
 
@@ -236,7 +238,8 @@ FAULTS = {
         "    __syncthreads();  // the slowest", "    // the slowest",
         "cross_entropy_forward", r"race: thread \d+ .* of part, .*; thread \d+"),
     "no barrier before the eight are added up": (
-        "= sum;\n    __syncthreads();", "= sum;", "column_sum", "race: .* of part, which is shared"),
+        "= sum;\n    __syncthreads();", "= sum;",
+        "column_sum", "race: .* of part, which is shared"),
     "no barrier between two sums": (
         "    __syncthreads();\n    part[threadIdx.y]", "    part[threadIdx.y]",
         "layer_norm_weights", "race: .* of part, which is shared"),
@@ -247,13 +250,13 @@ FAULTS = {
         " || (first > 0 && ids[first - 1] == id)", "",
         "embedding_backward", r"race: .* of block \d+ writes .* of dw"),
     "every thread writes the block's sum": (
-        "if (threadIdx.x == 0) sums", "sums", "square_sum", "race: .* writes number 0 of sums"),
+        "if (threadIdx.x == 0) sums", "sums", "square_sum", r"race: .* writes number \d of sums"),
     "a logit too many": (
         "j < V; j += blockDim.x) {\n        real x", "j <= V; j += blockDim.x) {\n        real x",
         "cross_entropy_forward", "reads number 3600 of z, .*: outside of every array"),
     "a column too many": (
         "if (threadIdx.y > 0 || column >= C) return;", "if (threadIdx.y > 0) return;",
-        "column_sum", "writes number .* of sums, .*: outside of every array"),
+        "embedding_backward", "writes number .* of dw, .*: outside of every array"),
     "rows that do not exist": (
         "if (row >= N) return;\n    x +=", "x +=",
         "layer_norm_forward", "of x, .*: outside of every array"),
@@ -382,7 +385,7 @@ LAYOUTS = {
     "transposed in memory": lambda x: x.swapaxes(1, 2).copy().swapaxes(1, 2),  # copied
     "heads of a longer row": lambda x: np.concatenate([x, x, x], 3)[..., : x.shape[3]],
     "part of a cache": lambda x: np.concatenate([x, x], 2)[:, :, : x.shape[2]],
-    "reversed": lambda x: x[:, ::-1],
+    "reversed": lambda x: x[:, ::-1].copy()[:, ::-1],
 }
 
 

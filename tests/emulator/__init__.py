@@ -308,11 +308,11 @@ extern "C" __global__ void {self.name}({", ".join(taken)}, long long n_) {{
 
     def type_of(self, named):
         """What T stands for. Raises DeviceFault unless all arguments of type T agree."""
-        types = {named[p[-1]].dtype for p in self.inputs if p[-2] == "T"}
         for *_, kind, name in self.inputs:
-            a = named[name]
-            if kind != "T" and a.dtype != np.dtype(kind):
-                raise DeviceFault(f"{self.name}: {name} is {kind}, got {a.dtype}")
+            got = getattr(named[name], "dtype", f"a Python {type(named[name]).__name__}")
+            if isinstance(got, str) or (kind != "T" and got != np.dtype(kind)):
+                raise DeviceFault(f"{self.name}: {name} is {kind}, got {got}")
+        types = {named[p[-1]].dtype for p in self.inputs if p[-2] == "T"}
         if len(types) != 1:
             raise DeviceFault(f"{self.name}: T is one type, got {sorted(map(str, types))}")
         return types.pop()

@@ -115,6 +115,10 @@ UNWATCHED static void look_for_race(Cell& cell, const Stamp& now, bool write) {
     }
 }
 
+UNWATCHED static long distance(char* a, const Region* r) {
+    return a < r->start ? r->start - a : a - r->start - (long)r->size;
+}
+
 UNWATCHED static void touch(void* where, long bytes, bool write, void* place) {
     Device& d = device;
     char* a = (char*)where;
@@ -122,7 +126,7 @@ UNWATCHED static void touch(void* where, long bytes, bool write, void* place) {
     if (a >= (char*)&device && a < (char*)(&device + 1)) return;  // threadIdx and the like
     Region *r = d.regions, *end = r + d.count, *nearest = r;
     for (; r < end && !(a >= r->start && a < r->start + r->size); r++)
-        if (labs(a - r->start) < labs(a - nearest->start)) nearest = r;
+        if (distance(a, r) < distance(a, nearest)) nearest = r;
     if (r == end && a >= d.low && a < d.high) return;
     Region& region = r == end ? *nearest : *r;
     long offset = a - region.start;
@@ -135,14 +139,13 @@ UNWATCHED static void touch(void* where, long bytes, bool write, void* place) {
                                                                : NONE;
     int me = number(d.self);
     Stamp now = {d.block_number, me, d.epoch, d.warp_epoch[me / WARP], place};
-    long last = kind ? -1 : (offset + bytes - 1) / region.grain;
-    for (long i = offset / region.grain; i <= last; i++) {
+    if (kind) fail(kind, place), leave();
+    for (long i = offset / region.grain; i <= (offset + bytes - 1) / region.grain; i++) {
         look_for_race(region.cells[i], now, write);
         if (write || region.cells[i].ready || d.unwritten.kind) continue;
         d.unwritten = fail(UNWRITTEN, place);
         f.kind = NONE;
     }
-    if (kind) fail(kind, place), leave();
 }
 
 // ---- fibers ------------------------------------------------------------------------------------
