@@ -1,10 +1,7 @@
 """The GPU path without a GPU: kernels and pairs on the emulator, and the emulator's own watches."""
 
 import re
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
 
 import emulator
 import numpy as np
@@ -29,6 +26,7 @@ if not emulator.COMPILER:
     pytest.skip("the emulator needs g++", allow_module_level=True)
 
 from emulator import cublas
+from emulator.__main__ import main
 from emulator.standin import emulated
 from emulator.trials import TRIALS, tried
 
@@ -313,17 +311,31 @@ def test_planted_fault_is_seen_in_every_order(fault, monkeypatch, tmp_path):
             assert re.search(r"kernels\.cu:\d+", said)
 
 
-def test_the_command_says_which_kernel_is_wrong_and_where(monkeypatch, tmp_path):
-    root = Path(__file__).parents[1]
-    run = [sys.executable, "-m", "tests.emulator", "square_sum"]
-    done = subprocess.run(run, cwd=root, capture_output=True, text=True)
-    assert done.stdout.split() == ["square_sum", "ok"] and not done.returncode
+def command(capsys, *names):
+    """What `python -m tests.emulator` prints, and its exit status."""
+    with pytest.raises(SystemExit) as end:
+        main([*names])
+    return capsys.readouterr().out.splitlines(), end.value.code
+
+
+def test_the_command_says_that_the_kernels_are_right(capsys):
+    lines, code = command(capsys)
+    assert [line.split() for line in lines] == [[name, "ok"] for name in TRIALS] and not code
+
+
+def test_the_command_says_which_kernel_is_wrong_and_where(capsys, monkeypatch, tmp_path):
+    text, barrier = SOURCE, "= sum;\n    __syncthreads();"
+    with_text(monkeypatch, tmp_path, text.replace(barrier, "= sum;"))
+    write = text[: text.index(barrier)].count("\n") + 1
+    lines, code = command(capsys, "column_sum", "gelu_forward")
+    assert code and lines[1].split() == ["gelu_forward", "ok"]
+    assert re.match(rf"column_sum +race: thread 32 .*:{write}; thread 0 .*:{write + 2};", lines[0])
 
 
 # what a kernel is called with
 
 
-def relu2(x, *sizes):
+def twice(x, *sizes):
     module = emulator.RawModule(
         code="""
 extern "C" __global__ void twice(const float* x, float* y, long long n) {
@@ -352,9 +364,9 @@ FOUR = np.arange(4, dtype=np.float32)
     ((FOUR, np.int64(5)), "outside of every array"),
 ])  # fmt: skip
 def test_wrong_argument_is_refused(args, message):
-    assert relu2(FOUR, np.int64(4)).tolist() == [0, 2, 4, 6]
+    assert twice(FOUR, np.int64(4)).tolist() == [0, 2, 4, 6]
     with pytest.raises(emulator.DeviceFault, match=message):
-        relu2(*args)
+        twice(*args)
 
 
 @pytest.mark.parametrize("grid, block", [

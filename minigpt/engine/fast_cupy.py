@@ -1,9 +1,9 @@
 """Fast pairs on CuPy arrays; fast_numpy.py says what a pair is.
 
-What moves memory is a kernel of kernels.cu, and what computes is cuBLAS, NVIDIA's library of matrix
-products. fast_elementwise.py has the formulas in which each number is on its own; recurrence and
-convolution run by their definitions. Nothing here waits for the GPU: the CPU puts work into a
-queue. Written for CuPy 14.2; tests/emulator runs all of it without a GPU.
+What moves memory is a kernel of kernels.cu, what computes is cuBLAS, NVIDIA's library of matrix
+products. Formulas in which each number is on its own are in fast_elementwise.py; recurrence and
+convolution run by their definitions. Nothing waits for the GPU: the CPU puts work into its queue.
+Written for CuPy 14.2, and never timed; tests/emulator runs all of it without a GPU.
 """
 
 import math
@@ -125,14 +125,14 @@ def column_sums(kernel, count, N, C, *args):
 
     Many blocks add up a slab of rows each, and a second launch adds up the slabs.
     """
-    slabs, grid = max(1, min(128, N // 64)), -(-C // 32)
+    slabs, tiles = max(1, min(128, N // 64)), -(-C // 32)
     parts = [new(args[0], slabs, C) for _ in range(count)]
-    launch(kernel, (grid, slabs), (32, 8), *args, *parts, N, C)
+    launch(kernel, (tiles, slabs), (32, 8), *args, *parts, N, C)
     if slabs == 1:
         return [part[0] for part in parts]
     sums = [new(args[0], C) for _ in range(count)]
     for part, total in zip(parts, sums, strict=True):
-        launch("column_sum", (grid, 1), (32, 8), part, total, slabs, C)
+        launch("column_sum", (tiles, 1), (32, 8), part, total, slabs, C)
     return sums
 
 
@@ -165,8 +165,8 @@ def embedding_backward(dy, saved):
     ids = xp.arange(*ids.indices(V)) if isinstance(ids, slice) else ids.reshape(-1)
     order, dw = ids.argsort(kind="stable"), xp.zeros((V, C), dy.dtype)
     ids = ids[order].astype(np.int64)
-    blocks, N = (len(ids), -(-C // 32)), len(ids)
-    launch("embedding_backward", blocks, (32, 8), contiguous(dy), ids, order, dw, N, C, V)
+    N, grid = len(ids), (len(ids), -(-C // 32))
+    launch("embedding_backward", grid, (32, 8), contiguous(dy), ids, order, dw, N, C, V)
     return dw, None
 
 

@@ -112,10 +112,7 @@ extern "C" __global__ void cross_entropy_forward(
     real top = LOWEST, sum = 0;
     for (whole j = threadIdx.x; j < V; j += blockDim.x) {
         real x = z[j];
-        if (x > top) {
-            sum *= exp(top - x);
-            top = x;
-        }
+        if (x > top) sum *= exp(top - x), top = x;
         sum += exp(x - top);
     }
     real most = block_max(top);

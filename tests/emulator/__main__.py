@@ -20,11 +20,11 @@ from .trials import TRIALS, tried
 ORDERS = {0: "ascending", 1: "descending", 5: "shuffled"}  # of the threads
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser("python -m tests.emulator", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("names", nargs="*", metavar="NAME", help="kernels, by default all")
-    names = parser.parse_args().names or [*TRIALS]
+    names = parser.parse_args(words).names or [*TRIALS]
     if unknown := [name for name in names if name not in TRIALS]:
         parser.error(f"expected {', '.join(TRIALS)}, got {unknown[0]}")
     if not emulator.COMPILER:
