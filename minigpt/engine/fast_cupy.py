@@ -160,12 +160,11 @@ def embedding_forward(w, ids):
 
 def embedding_backward(dy, saved):
     """In sorted ids those of one row of w stand side by side: one block adds up their gradients."""
-    (V, C), ids = saved
-    xp = module_of(dy)
+    ((V, C), ids), xp = saved, module_of(dy)
     ids = xp.arange(*ids.indices(V)) if isinstance(ids, slice) else ids.reshape(-1)
-    order, dw = ids.argsort(kind="stable"), xp.zeros((V, C), dy.dtype)
+    order = ids.argsort(kind="stable")
     ids = ids[order].astype(np.int64)
-    N, grid = len(ids), (len(ids), -(-C // 32))
+    N, grid, dw = len(ids), (len(ids), -(-C // 32)), xp.zeros((V, C), dy.dtype)
     launch("embedding_backward", grid, (32, 8), contiguous(dy), ids, order, dw, N, C, V)
     return dw, None
 
@@ -175,7 +174,7 @@ def layer_norm_forward(x, w, b, eps=1e-5):
     x, w, b, C = contiguous(x), contiguous(w), contiguous(b), x.shape[-1]
     N, y = x.size // C, new(x, *x.shape)
     row = [new(x, N) for _ in range(3)]
-    launch("layer_norm_forward", *per_warp(N), x, w, b, y, *row, N, C, eps)
+    launch("layer_norm_forward", *per_warp(N), x, w, b, y, *row, N, C, float(eps))
     return y, (x, w, row)
 
 
