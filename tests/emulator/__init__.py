@@ -19,13 +19,14 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 
 HEADER = Path(__file__).with_name("cuda_on_cpu.h")
-COMPILER = shutil.which("g++")
+COMPILER = shutil.which("g++") if sys.platform == "linux" else None
 FLAGS = """-std=c++17 -O1 -g1 -fPIC -shared -fsanitize=thread -fno-tree-sra -fno-strict-aliasing
     -fno-threadsafe-statics -fno-builtin -ffp-contract=off -w -nodefaultlibs""".split()
 LIBRARIES = "-lstdc++ -lm -lc -lgcc_s".split()
@@ -99,6 +100,8 @@ def _compiled(text, defines):
     path = Path(tempfile.gettempdir()) / f"cuda-on-cpu-{os.getuid()}" / f"{key[:16]}.so"
     if not path.exists():
         path.parent.mkdir(exist_ok=True, mode=0o700)
+        if path.parent.stat().st_uid != os.getuid():
+            raise DeviceFault(f"{path.parent} belongs to somebody else")
         beside = path.with_suffix(f".{os.getpid()}")
         command = [COMPILER, *FLAGS, *defines, "-xc++", "-", "-o", str(beside), *LIBRARIES]
         done = subprocess.run(command, input=text, capture_output=True, text=True)
