@@ -242,7 +242,7 @@ FAULTS = {
         "    __syncthreads();\n    part[threadIdx.y]", "    part[threadIdx.y]",
         "layer_norm_weights", "race: .* of part, which is shared"),
     "no fence in a warp before writing in place": (
-        "    __syncwarp();  // the loop", "    // the loop",
+        "    __syncwarp();  // if", "    // if",
         "softmax_forward", r"race: thread \d+ of block (\d+) .* of z.*thread \d+ of block \1"),
     "a block for each place, not for each id": (
         " || (first > 0 && ids[first - 1] == id)", "",

@@ -5,10 +5,12 @@ It needs no GPU and no driver, only the wheels of the extra `nvrtc`.
 
 import ctypes
 import re
+from operator import attrgetter
 from pathlib import Path
 
 import emulator
 import pytest
+from emulator.standin import StrictArray, strict
 
 from minigpt.engine import fast_cupy, fast_elementwise
 
@@ -71,3 +73,22 @@ def test_no_option_lets_the_compiler_approximate():
         encoding="utf-8"
     )
     assert "fast_math" not in text and "__expf" not in text  # tanh would lose 12 of 23 bits
+
+
+def test_cupy_has_every_function_of_the_stand_in():
+    cupy = pytest.importorskip("cupy")
+    arrays = [name for name in vars(StrictArray) if name[0] != "_" and name not in ("get", "data")]
+    assert not [
+        name for name in vars(strict) if not hasattr(cupy, name.strip("_")) and name != "__name__"
+    ]
+    assert not [name for name in arrays if not hasattr(cupy.ndarray, name)]
+    for name in ("cuda.device.get_cublas_handle", "random.Philox4x3210", "random.Generator"):
+        attrgetter(name)(cupy)
+
+
+@pytest.mark.parametrize("name", fast_elementwise.FORMULAS)
+def test_cupy_reads_every_formula_as_the_emulator_does(name):
+    cupy = pytest.importorskip("cupy")
+    formula = fast_elementwise.FORMULAS[name]
+    theirs, ours = (k(*formula, name) for k in (cupy.ElementwiseKernel, emulator.ElementwiseKernel))
+    assert (theirs.nin, theirs.nout) == (len(ours.inputs), len(ours.outputs))

@@ -9,10 +9,10 @@
 // come so far; without it the result depends on who was faster, which is called a race. Blocks
 // cannot wait for each other: what needs several leaves partial results for a second launch.
 //
-// Fetching a number takes as long as fifty computations. So the threads of a warp read neighbouring
-// numbers, which come together, and a number is fetched once. Sums are added up in an order that
-// does not depend on the threads' speed, so that the same run gives the same bits again.
-// `python -m tests.emulator` runs this text without a GPU and watches every access.
+// Fetching a number from memory takes as long as fifty computations. So the threads of a warp read
+// neighbouring numbers, which come together, and a kernel goes over a row while the cache holds it.
+// Sums are added up in an order that does not depend on which thread is faster: the same run gives
+// the same bits again. `python -m tests.emulator` runs this text without a GPU and watches it.
 
 typedef REAL real;        // float, or double where a test compares with NumPy
 typedef long long whole;  // 64 bits: the logits of a batch may be more than 2^31 numbers
@@ -36,7 +36,7 @@ __device__ real warp_max(real x) {
     return x;
 }
 
-// Each warp's x, one per lane: lane i of every warp gets that of warp i, or `none` if there is none.
+// Each warp's x, one per lane: lane i of every warp gets that of warp i, `none` if there is none.
 __device__ real of_all_warps(real x, real none) {
     __shared__ real part[32];
     __syncthreads();  // the slowest thread may still be reading what an earlier call has left
@@ -59,7 +59,7 @@ __device__ Keys seen(whole row, whole T, whole S, whole window, whole causal) {
 }
 
 // p = softmax(scale z) over the keys that are seen and 0 elsewhere, written over z (B, H, T, S).
-// What z holds elsewhere is never used, so that a NaN there stays there. mask (B, S), or null
+// What z holds elsewhere is never used, not even a NaN. mask (B, S), or null
 extern "C" __global__ void softmax_forward(
     real* z, const bool* mask, whole H, whole T, whole S, whole rows, whole window, whole causal,
     real scale) {
@@ -74,7 +74,7 @@ extern "C" __global__ void softmax_forward(
     for (whole j = keys.low + lane(); j < keys.high; j += 32)
         if (!mask || mask[j]) sum += exp(p[j] * scale - top);
     sum = warp_sum(sum);
-    __syncwarp();  // the loop below gives z_j to another thread than the loops above, if low > 0
+    __syncwarp();  // if low > 0, the loop below gives z_j to another thread than those above
     for (whole j = lane(); j < S; j += 32) {
         bool sees = j >= keys.low && j < keys.high && (!mask || mask[j]);
         p[j] = sees ? exp(p[j] * scale - top) / sum : real(0);
@@ -182,7 +182,7 @@ extern "C" __global__ void layer_norm_backward(
 // Blocks are (32, 8): thread (x, y) has the sum of every eighth row of column x, and here the eight
 // are added up. With several slabs the results are partial, and column_sum adds them up in turn.
 __device__ void add_eight(real* out, real sum, whole column, whole C) {
-    __shared__ real part[8][33];  // 33, not 32: a column's eight then lie in eight banks of memory
+    __shared__ real part[8][32];
     __syncthreads();
     part[threadIdx.y][threadIdx.x] = sum;
     __syncthreads();
