@@ -40,6 +40,10 @@ class DeviceFault(RuntimeError):
     """What a GPU would have done wrong, perhaps without a word."""
 
 
+class NotCompiled(RuntimeError):
+    """What the compiler says of a text that is no CUDA."""
+
+
 class _Array(ctypes.Structure):
     _fields_ = [
         ("start", ctypes.c_void_p),
@@ -95,18 +99,18 @@ class RawModule:
 def _compiled(text, defines):
     """A library of this C++ text; it is compiled once, and kept in the folder for passing files."""
     if not COMPILER:
-        raise DeviceFault("the emulator needs g++")
+        raise NotCompiled("the emulator needs g++")
     key = hashlib.sha256(f"{text}{HEADER.read_text()}{defines}{FLAGS}".encode()).hexdigest()
     path = Path(tempfile.gettempdir()) / f"cuda-on-cpu-{os.getuid()}" / f"{key[:16]}.so"
     if not path.exists():
         path.parent.mkdir(exist_ok=True, mode=0o700)
         if path.parent.stat().st_uid != os.getuid():
-            raise DeviceFault(f"{path.parent} belongs to somebody else")
+            raise NotCompiled(f"{path.parent} belongs to somebody else")
         beside = path.with_suffix(f".{os.getpid()}")
         command = [COMPILER, *FLAGS, *defines, "-xc++", "-", "-o", str(beside), *LIBRARIES]
         done = subprocess.run(command, input=text, capture_output=True, text=True)
         if done.returncode:
-            raise DeviceFault(f"g++ refuses the kernels:\n{done.stderr}")
+            raise NotCompiled(f"g++ refuses the kernels:\n{done.stderr.rstrip()}")
         os.replace(beside, path)
     return path
 
@@ -126,34 +130,35 @@ class Kernel:
 
     def __call__(self, grid, block, args):
         grid, block = ((*shape, 1, 1)[:3] for shape in (grid, block))
-        if not (0 < np.prod(block) <= 1024 and 0 < grid[0] < 1 << 31):
-            raise DeviceFault(f"{self.name}: no GPU launches {grid} blocks of {block} threads")
-        if not all(0 < n < 1 << 16 for n in grid[1:]):
-            raise DeviceFault(f"{self.name}: no GPU launches {grid} blocks")
+        self.check_shape(grid, block)
         if len(args) != len(self.types):
             raise DeviceFault(f"{self.name}: takes {len(self.types)} arguments, got {len(args)}")
         args = [getattr(a, "_array", a) for a in args]
-        wanted = [*zip(args, self.types, self.parameters, strict=True)]
-        for a, kind, name in wanted:
+        for a, kind, name in zip(args, self.types, self.parameters, strict=True):
             self.check(a, kind, name)
-        arrays = [(a, kind, name) for a, kind, name in wanted if isinstance(a, np.ndarray)]
-        memory = Memory([a for a, _, _ in arrays])
-        table = (_Array * len(arrays))()
-        written = [a for a, kind, _ in arrays if "const" not in kind]
-        for i, (a, _, _) in enumerate(arrays):
-            constant = not any(np.may_share_memory(a, other) for other in written)
-            table[i] = _Array(memory.place(a), a.nbytes, a.itemsize, constant)
-        values = []
-        for a in args:
-            raw = np.intp(memory.place(a)) if isinstance(a, np.ndarray) else a
-            values.append((ctypes.c_char * 8).from_buffer_copy(raw.tobytes().ljust(8, b"\0")))
-        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        arrays = [i for i, a in enumerate(args) if isinstance(a, np.ndarray)]
+        written = [args[i] for i in arrays if "const" not in self.types[i]]
+        memory, table = Memory([args[i] for i in arrays]), (_Array * len(arrays))()
+        for entry, i in zip(table, arrays, strict=True):
+            a = args[i]
+            entry.start, entry.size, entry.grain = memory.place(a), a.nbytes, a.itemsize
+            entry.constant = not any(np.may_share_memory(a, other) for other in written)
+            args[i] = np.intp(entry.start)
+        values = [ctypes.create_string_buffer(a.tobytes().ljust(8, b"\0")) for a in args]
+        pointers = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         fault, shape = _Fault(), (ctypes.c_uint * 6)(*grid, *block)
         if self.run(pointers, shape, table, len(arrays), order, ctypes.byref(fault)):
-            raise DeviceFault(f"{self.name}: {self.told(fault, [name for *_, name in arrays])}")
+            names = [self.parameters[i] for i in arrays]
+            raise DeviceFault(f"{self.name}: {self.told(fault, names)}")
         for a in written:
             memory.bring_back(a)
         launches.append(self.name)
+
+    def check_shape(self, grid, block):
+        """Raises DeviceFault unless a GPU launches such a grid of such blocks."""
+        fits = 0 < grid[0] < 1 << 31 and all(0 < n < 1 << 16 for n in grid[1:])
+        if not (fits and 0 < math.prod(block) <= 1024):
+            raise DeviceFault(f"{self.name}: no GPU launches {grid} blocks of {block} threads")
 
     def check(self, a, kind, name):
         """Raises DeviceFault unless argument `a` is what the kernel takes for parameter `name`."""
@@ -279,35 +284,35 @@ extern "C" __global__ void {self.name}({", ".join(taken)}, long long n_) {{
 """
 
     def __call__(self, *args):
-        holders, args = args, [getattr(a, "_array", a) for a in args]
-        put = next(type(h) for h in holders if hasattr(h, "_array"))
-        named = dict(zip([p[-1] for p in self.inputs], args, strict=False))
+        given = args[len(self.inputs) :]  # outputs that are not new
+        put = next(type(a) for a in args if hasattr(a, "_array"))
+        args = [getattr(a, "_array", a) for a in args]
+        named = dict(zip([name for *_, name in self.inputs], args, strict=False))
         T = self.type_of(named)
-        arrays = [p[-1] for p in self.inputs if isinstance(named[p[-1]], np.ndarray)]
-        looped = [named[p[-1]].shape for p in self.inputs if len(p) == 2 and p[-1] in arrays]
-        given = args[len(self.inputs) :]
-        shape = np.broadcast_shapes(*looped, *(y.shape for y in given))
-        inputs = []
+        shape = self.shape(named, [y._array for y in given])
+        inputs, arrays = [], []
         for *raw, _, name in self.inputs:
             a = named[name]
-            if name in arrays:
+            if isinstance(a, np.ndarray):
+                arrays.append(name)
                 a = np.ascontiguousarray(a if raw else np.broadcast_to(a, shape)).reshape(-1)
             inputs.append(a)
         kinds = [T if kind == "T" else np.dtype(kind) for kind, _ in self.outputs]
         results = [np.full(math.prod(shape), 85, kind) for kind in kinds]
         for y, result in zip(given, results, strict=False):
-            result[:] = y.reshape(-1)
-        n = results[0].size
-        if n:
+            result[:] = y._array.reshape(-1)
+        if n := results[0].size:
             kernel = self.kernel(CTYPES[T.name], tuple(arrays))
             kernel((-(-n // 128),), (128,), (*inputs, *results, np.int64(n)))
-        results = [y.reshape(shape) for y in results]
         for y, result in zip(given, results, strict=False):
-            y[...] = result
-        outputs = [*holders[len(self.inputs) :]] or [
-            put(y) if put is not np.ndarray else y for y in results
-        ]
+            y._array[...] = result.reshape(shape)
+        outputs = given or [put(y.reshape(shape)) for y in results]
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
+
+    def shape(self, named, outputs):
+        """That of the loop: raw arrays do not count, all others broadcast."""
+        looped = [named[part[-1]] for part in self.inputs if part[0] != "raw"]
+        return np.broadcast_shapes(*(a.shape for a in (*looped, *outputs)))
 
     def type_of(self, named):
         """What T stands for. Raises DeviceFault unless all arguments of type T agree."""

@@ -27,19 +27,23 @@ def main(words=None):
     names = parser.parse_args(words).names or [*TRIALS]
     if unknown := [name for name in names if name not in TRIALS]:
         parser.error(f"expected {', '.join(TRIALS)}, got {unknown[0]}")
-    if not emulator.COMPILER:
-        sys.exit("the emulator compiles the kernels by g++: please install it")
-    failed = False
-    for name in names:
-        said = None
-        for order, word in ORDERS.items():
-            with emulated(order):
-                if said := tried(name):
-                    said += "" if order == 0 else f" (threads in {word} order)"
-                    break
-        print(f"{name:<24} {said or 'ok'}", flush=True)
-        failed |= bool(said)
-    sys.exit(failed)
+    try:
+        said = [report(name) for name in names]
+    except emulator.NotCompiled as error:
+        sys.exit(str(error))
+    sys.exit(any(said))
+
+
+def report(name):
+    """Print a line about a kernel -> what is wrong with it, or None."""
+    for order, word in ORDERS.items():
+        with emulated(order):
+            said = tried(name)
+        if said:
+            said += f" (threads in {word} order)" if order else ""
+            break
+    print(f"{name:<24} {said or 'ok'}", flush=True)
+    return said
 
 
 if __name__ == "__main__":
