@@ -262,10 +262,10 @@ FAULTS = {
         "sum += g[i] * g[i]", "{ struct alignas(16) Two { real a, b; } two = *(Two*)(g + i); "
         "sum += two.a * two.a; }", "square_sum", "of g, .*: at a misaligned address"),
     "a write to the input": (
-        "y[i] = (x[i]", "(real&)x[i] = (x[i]", "layer_norm_forward", "writes .* of x, .*is const"),
+        "y[i] = (x[i]", "(real&)x[i] = (x[i]", "layer_norm_forward", "writes .* of x, .*: it is const"),
     "only the first warp leaves its result": (
         "if (lane() == 0) part", "if (threadIdx.x == 0) part",
-        "square_sum", "of part, .*: but nobody has written it yet"),
+        "square_sum", "of part, .*: nobody has written it yet"),
     "a barrier that some threads miss": (
         "    __syncthreads();\n    part[threadIdx.y]",
         "    if (column < C) __syncthreads();\n    part[threadIdx.y]",
@@ -382,6 +382,8 @@ def test_grid_that_no_gpu_launches_is_refused(grid, block):
     ((StrictArray(FOUR), StrictArray(FOUR > 1), 2.0), "scale is T, got a Python float"),
     ((StrictArray(FOUR), StrictArray(FOUR > 1), np.float64(2)), "T is one type"),
     ((StrictArray(FOUR), StrictArray(FOUR), np.float32(2)), "keep is bool, got float32"),
+    ((StrictArray(FOUR), StrictArray(FOUR > 1), np.float32(2), StrictArray(FOUR > 1)),
+     "an output is float32, got bool"),
 ])  # fmt: skip
 def test_wrong_argument_of_a_formula_is_refused(args, message):
     kernel = strict.ElementwiseKernel(*fast_elementwise.FORMULAS["dropout"], "dropout")

@@ -172,9 +172,7 @@ class Kernel:
                 return  # the null pointer
         else:
             what = type(a).__name__
-            raise DeviceFault(
-                f"{self.name}: {name} is {kind}, got a Python {what}; use NumPy's type"
-            )
+            raise DeviceFault(f"{self.name}: {name} is {kind}, got a Python {what}")
         if got != kind.removeprefix("const "):
             raise DeviceFault(f"{self.name}: {name} is {kind}, got {got}")
 
@@ -200,7 +198,7 @@ class Kernel:
             text += f"; {other}, {self.module.lines(f.other_place)}; no barrier lies between"
         problem = {
             OUTSIDE: "outside of every array", MISALIGNED: "at a misaligned address",
-            CONSTANT: "but it is const", UNWRITTEN: "but nobody has written it yet", RACE: "",
+            CONSTANT: "it is const", UNWRITTEN: "nobody has written it yet", RACE: "",
         }[f.kind]  # fmt: skip
         return f"race: {text}" if f.kind == RACE else f"{text}: {problem}"
 
@@ -300,6 +298,8 @@ extern "C" __global__ void {self.name}({", ".join(taken)}, long long n_) {{
         kinds = [T if kind == "T" else np.dtype(kind) for kind, _ in self.outputs]
         results = [np.full(math.prod(shape), 85, kind) for kind in kinds]
         for y, result in zip(given, results, strict=False):
+            if y.dtype != result.dtype:
+                raise DeviceFault(f"{self.name}: an output is {result.dtype}, got {y.dtype}")
             result[:] = y._array.reshape(-1)
         if n := results[0].size:
             kernel = self.kernel(CTYPES[T.name], tuple(arrays))
