@@ -262,7 +262,8 @@ FAULTS = {
         "sum += g[i] * g[i]", "{ struct alignas(16) Two { real a, b; } two = *(Two*)(g + i); "
         "sum += two.a * two.a; }", "square_sum", "of g, .*: at a misaligned address"),
     "a write to the input": (
-        "y[i] = (x[i]", "(real&)x[i] = (x[i]", "layer_norm_forward", "writes .* of x, .*: it is const"),
+        "y[i] = (x[i]", "(real&)x[i] = (x[i]",
+        "layer_norm_forward", "writes .* of x, .*: it is const"),
     "only the first warp leaves its result": (
         "if (lane() == 0) part", "if (threadIdx.x == 0) part",
         "square_sum", "of part, .*: nobody has written it yet"),
