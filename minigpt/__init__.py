@@ -78,7 +78,8 @@ engine/device.py          5  choosing a GPU; an allocator that keeps its pages
 engine/fast_numpy.py     30  fast pairs, forward and backward by hand, on NumPy
 engine/fast_convolution.py  10  the same for convolution
 engine/fast_recurrence.py   12  the same for recurrence
-engine/fast_cupy.py       2  the same on CuPy
+engine/fast_cupy.py      25  the same on CuPy, with engine/kernels.cu: CUDA, where threads meet
+engine/fast_elementwise.py   5  the same on CuPy, where each number is on its own
 training/fast_optim.py    6  optimizers in place; Muon's matrices shared out
 training/parallel.py     10  processes that add up their gradients
 training/processes.py    12  starting them, ending them, and how many pay

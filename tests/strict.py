@@ -172,9 +172,9 @@ for _name in "lt le gt ge eq ne".split():
 
 _FUNCTIONS = """
     abs add all any arange argmax argsort broadcast_to clip concatenate copyto cos cumsum divide
-    dot exp expand_dims full full_like isfinite isnan log matmul max maximum mean min
-    minimum multiply ones ones_like outer pad sign sin split sort sqrt square stack subtract sum
-    take_along_axis tanh tril triu vdot where zeros zeros_like"""
+    dot exp expand_dims eye full full_like isfinite isnan log matmul max maximum mean min
+    minimum multiply ones ones_like outer pad repeat sign sin split sort sqrt square stack subtract
+    sum take_along_axis tanh tril triu vdot where zeros zeros_like"""
 strict = SimpleNamespace(
     **{name: _function(getattr(np, name)) for name in _FUNCTIONS.split()},
     **{name: getattr(np, name) for name in "float32 float64 int32 int64 bool_ inf nan pi".split()},

@@ -14,12 +14,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 from gradcheck import draw, gradcheck, is_float, run
-from strict import StrictArray, registered
 
 from minigpt.engine import (
     convolution,
     fast_convolution,
     fast_cupy,
+    fast_elementwise,
     fast_numpy,
     fast_recurrence,
     functional,
@@ -189,6 +189,7 @@ for name in ("rnn", "lstm", "gru"):
 
 
 NUMPY = [fast_numpy, fast_convolution, fast_recurrence]  # the files with its pairs
+CUPY = [fast_cupy, fast_elementwise]  # test_emulator.py runs these
 DEFINITIONS = [functional, recipe, convolution, recurrence]
 
 
@@ -431,23 +432,12 @@ def test_every_pair_equals_its_definition(name, dtype, tolerance):
             np.testing.assert_allclose(y, e, rtol=tolerance, atol=tolerance, err_msg=case)
 
 
-@pytest.mark.parametrize("name", forwards(fast_cupy))
-def test_every_cupy_pair_equals_its_definition(name):
-    for case in cases_of(name):
-        with plain():
-            expected = run(definition(case), *CASES[case])
-        with registered(fast_cupy):
-            got = run(definition(case), *CASES[case], put=StrictArray)
-        for y, e in zip(sum(got, []), sum(expected, []), strict=True):
-            np.testing.assert_allclose(y, e, rtol=1e-12, atol=1e-12, err_msg=case)
-
-
 def test_no_file_of_pairs_is_forgotten_here():
     files = Path(fast_numpy.__file__).parent.glob("fast_*.py")
-    assert {f.stem for f in files} == {m.__name__.split(".")[-1] for m in (*NUMPY, fast_cupy)}
+    assert {f.stem for f in files} == {m.__name__.split(".")[-1] for m in (*NUMPY, *CUPY)}
 
 
-@pytest.mark.parametrize("module", [*NUMPY, fast_cupy])
+@pytest.mark.parametrize("module", [*NUMPY, *CUPY])
 def test_every_pair_has_the_parameters_of_a_fused_definition(module):
     for name in forwards(module):
         defined = formula(name)

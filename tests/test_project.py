@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
@@ -108,6 +109,13 @@ def test_cupy_is_imported_in_device_alone():
     imports = re.compile(r"^\s*(import|from) cupyx?\b", re.M)
     found = [p.name for p in PACKAGE.rglob("*.py") if imports.search(p.read_text(encoding="utf-8"))]
     assert found == ["device.py"]
+
+
+def test_an_installed_package_has_the_files_that_it_opens():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    packaged = settings["tool"]["setuptools"]["package-data"]["minigpt"]
+    found = {p for suffix in ("html", "cu") for p in PACKAGE.rglob(f"*.{suffix}")}
+    assert len(found) >= 2 and found == {p for pattern in packaged for p in PACKAGE.glob(pattern)}
 
 
 def test_importing_minigpt_loads_numpy_and_nothing_else():

@@ -10,4 +10,4 @@ functional.PAIRS["numpy"] = [
     "minigpt.engine.fast_convolution",
     "minigpt.engine.fast_recurrence",
 ]
-functional.PAIRS["cupy"] = ["minigpt.engine.fast_cupy"]
+functional.PAIRS["cupy"] = ["minigpt.engine.fast_cupy", "minigpt.engine.fast_elementwise"]
