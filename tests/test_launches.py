@@ -14,7 +14,7 @@ from minigpt.nn.module import Flat
 from minigpt.training import fast_optim, optimizer_class
 from minigpt.training.config import Config
 from minigpt.training.trainer import Trainer
-from tests.benchmarks import launches
+from tests.benchmarks import launches, tables
 from tests.shapes import arrays, kernels
 from tests.shapes.arrays import ShapeArray, fresh, ledger
 from tests.shapes.library import registered, shapes
@@ -393,6 +393,12 @@ WAITS = 2  # the loss, and the norm of the gradient
 )
 def test_a_step_at_full_size_asks_for_no_more_than_this(name, most):
     assert all(n <= bound for n, bound in zip(totals(name), most, strict=True))
+
+
+def test_the_page_shows_the_counts_of_the_code_as_it_is():
+    for name, row in tables.load()["launches"]["rows"].items():
+        now = launches.count(*launches.STEPS[name])
+        assert (row["kinds"], row["peak"]) == (now["kinds"], now["peak"]), "run: launches, readme"
 
 
 def test_the_memory_of_a_step_is_at_least_that_of_weights_gradients_and_moments():

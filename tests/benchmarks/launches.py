@@ -20,8 +20,8 @@ from minigpt.training.trainer import Trainer
 from tests.shapes.arrays import BATCHED, PRODUCT, fresh, ledger
 from tests.shapes.library import registered, shapes
 
-# The smallest step that one could hope for, where somebody has said: launches, (read + written) / A
-# and the peak of the memory in GB. A is the size of the residual stream, B T C numbers of 4 bytes.
+# The bars that the project has set itself: at most so many launches, (bytes read + written) / A and
+# GB at the peak. A is the size of the residual stream, B T C numbers of 4 bytes.
 BARS = {"GPT-2 124M": (900, 4500, 28), "6 x 384, recipe": (1000, None, None)}
 STEPS = {  # name: model, vocabulary, (n_layer, n_head, n_embd, block_size), batch, optimizer
     "GPT-2 124M": ("gpt2", 50304, SIZES["gpt2"], 16, "adamw"),
