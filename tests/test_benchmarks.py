@@ -266,3 +266,33 @@ def test_the_picture_of_the_scale_is_the_same_for_the_same_figures(tmp_path, mon
         learning.draw({"seconds": 40, "sizes": sizes, "small": small})
         pictures.append((tmp_path / "tests/benchmarks/scale.svg").read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
+
+
+def test_counts_of_launches_become_two_tables_with_the_bars():
+    kinds = {"copy": [3, 1_000_000, 1_000_000], "elementwise": [1200, 6_000_000, 2_000_000]}
+    row = {"kinds": kinds, "unit": 4_000_000, "peak": 3_210_000_000, "waits": {"item": 2}}
+    row |= {"uploads": [1000, 500], "predicted": {"float32": 12.4}, "tokens": 24_800}
+    rows = {"a": row | {"bars": [900, 2, 3]}, "b": row | {"kinds": {}, "bars": None}}
+    hardware = {"bandwidth": 2e12, "rates": {"float32": 5e13}, "cupys": 1.2e-5, "ours": 6e-6}
+    lines = tables.render("launches", {"rows": rows, "hardware": hardware}).splitlines()
+    assert lines[2:6] == [
+        "| elementwise | 1,200 | 2.0 |  |  |",
+        "| copy | 3 | 0.5 |  |  |",
+        "| **all** | 1,203 | 2.5 |  |  |",
+        "| bar | 900 | 2 |  |  |",
+    ]
+    assert "| a | 0.0 | 0.0 | 3.2 (bar 3) | 2 | 2 | 12 ms, 2,000k tokens/s |" in lines
+    assert "predictions that nobody has measured: 2.00 TB/s, 50 TFLOP/s in float32" in lines[-1]
+
+
+def test_what_is_counted_needs_no_other_library_and_no_machine(monkeypatch, capsys):
+    saved = {}
+    monkeypatch.setattr(command, "find_spec", lambda name: False)
+    monkeypatch.setattr(command, "machine", None)
+    monkeypatch.setattr(command, "BENCHMARKS", {"launches": (lambda rounds: {"rows": 1}, 1)})
+    monkeypatch.setattr(command.tables, "save", saved.__setitem__)
+    monkeypatch.setattr(command.tables, "load", lambda: {"launches": 0})
+    monkeypatch.setattr(command.tables, "render", lambda name, result: "")
+    monkeypatch.setattr(sys, "argv", ["tests.benchmarks", "launches"])
+    command.main()
+    assert saved == {"launches": {"rows": 1}}

@@ -4,6 +4,7 @@ gpt, large, long   a training step, beside the matrix products that it cannot do
 pairs              the step of gpt without each fast pair, and without the tuned allocator
 sampling, gpt2     tokens/s of generated text, beside nanoGPT and Hugging Face
 import             seconds
+launches           a training step on a GPU, counted launch by launch without one: a second
 budgets            the loss of the default after 13 s to 3 minutes: a quarter of an hour
 ablation           what each part of the default brings, 66 s each: 45 minutes
 scale              loss against size, for equal tokens and equal seconds; overfitting; scale.svg
@@ -23,7 +24,7 @@ from importlib.util import find_spec
 
 from tests.benchmarks import tables
 from tests.benchmarks.measure import machine
-from tests.benchmarks.suite import BENCHMARKS, LEARNING
+from tests.benchmarks.suite import BENCHMARKS, LEARNING, UNTIMED
 
 
 def main():
@@ -36,9 +37,8 @@ def main():
     )
     parser.add_argument("--data", default="manual", help="their text: manual (default) or a file")
     args = parser.parse_args()
-    if args.names != ["readme"] and not all(
-        map(find_spec, ("torch", "transformers", "matplotlib", "sklearn"))
-    ):
+    timed = not args.names or {*args.names} - {*UNTIMED}
+    if timed and not all(map(find_spec, ("torch", "transformers", "matplotlib", "sklearn"))):
         parser.error(
             "needs PyTorch, transformers, matplotlib and scikit-learn: pip install -e '.[dev]'"
         )
@@ -61,7 +61,7 @@ def main():
 
             benchmark = getattr(families, name, None) or getattr(learning, name)
             result = benchmark(args.data, args.seconds or LEARNING[name])
-        tables.save(name, result | {"machine": machine()})
+        tables.save(name, result if name in UNTIMED else result | {"machine": machine()})
         print(f"\n{name}\n\n{tables.render(name, tables.load()[name])}", flush=True)
 
 

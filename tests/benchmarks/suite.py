@@ -1,5 +1,6 @@
 """The benchmarks by name; each is a function of the number of rounds that returns its figures."""
 
+import json
 import subprocess
 import sys
 import time
@@ -140,6 +141,12 @@ def imports(rounds):
     return {"seconds": {"minigpt": ours - bare, "torch": theirs - bare}}
 
 
+def launches(rounds):
+    """Training steps on a GPU, counted without one; in another process, as it needs NumPy."""
+    command = [sys.executable, "-m", "tests.benchmarks.launches"]
+    return json.loads(subprocess.check_output(command, cwd=measure.ROOT))
+
+
 BENCHMARKS = {  # name: function of the number of rounds, and their usual number
     "gpt": (partial(training, ("definitions", "pairs", "workers"), SMALL, 12, 10), 12),
     "large": (partial(training, ("workers",), LARGE, 16, 3), 10),
@@ -148,9 +155,11 @@ BENCHMARKS = {  # name: function of the number of rounds, and their usual number
     "sampling": (sampling, 7),
     "gpt2": (gpt2, 5),
     "import": (imports, 5),
+    "launches": (launches, 1),
     "lstm": (partial(stack, "lstm", LSTM, 32, 10), 12),
     "cnn": (partial(stack, "cnn", CNN, 64, 10), 12),
 }
+UNTIMED = ["readme", "launches"]  # what needs no other library, and no idle machine
 LEARNING = {
     "budgets": 66,
     "ablation": 66,

@@ -58,6 +58,8 @@ def summary(results):
 def render(name, result):
     """The tables of a result, what else it says, and what it was measured with."""
     *parts, said = KINDS.get(name, training)(result)
+    if "machine" not in result:  # it does not depend on one
+        return "\n\n".join([*parts, said])
     form = "{cpu}, {cores} cores, Python {python}, NumPy {numpy}, PyTorch {torch}"
     on = f"{form}, transformers {{transformers}}.".format(**result["machine"])
     return "\n\n".join([*parts, f"{said}\n{on}".lstrip()])
@@ -240,7 +242,52 @@ def folds(result):
     yield "± is the standard deviation over folds; of the difference, its standard error."
 
 
+def launches(result):
+    yield table(*counted(result["rows"]))
+    lines = []
+    for name, row in result["rows"].items():
+        bar = f" (bar {row['bars'][2]})" if row["bars"] and row["bars"][2] else ""
+        moved = (sum(kind[i] for kind in row["kinds"].values()) / 1e9 for i in (1, 2))
+        line = [name, *(f"{n:,.1f}" for n in moved), f"{row['peak'] / 1e9:.1f}{bar}"]
+        line += [str(sum(row["waits"].values())), f"{sum(row['uploads']) / 1e3:,.0f}"]
+        for ms in row["predicted"].values():
+            line.append(f"{ms:,.0f} ms, {row['tokens'] / ms:,.0f}k tokens/s")
+        lines.append(line)
+    head = ["one step", "GB read", "GB written", "peak GB", "waits", "kB up"]
+    yield table([*head, *(f"predicted, {name}" for name in row["predicted"])], *lines)
+    h = result["hardware"]
+    rates = ", ".join(f"{rate / 1e12:g} TFLOP/s in {name}" for name, rate in h["rates"].items())
+    cost = f"{1e6 * h['cupys']:g} µs of the CPU for a launch of CuPy's, {1e6 * h['ours']:g} of ours"
+    yield (
+        "Counted by the rules of CuPy 14.2, on no GPU. Times are predictions that nobody has "
+        f"measured: {h['bandwidth'] / 1e12:.2f} TB/s, {rates}, {cost}."
+    )
+
+
+def counted(rows):
+    """The head and the lines of launches by kind; the largest of the first step stand first."""
+    head, kinds = ["launches, and (bytes read + written) / A"], {}
+    for name, row in rows.items():
+        head += [name, f"/ A = {row['unit'] / 1e6:.1f} MB"]
+        moved = ((-read - written, kind) for kind, (_, read, written) in row["kinds"].items())
+        kinds |= dict.fromkeys(kind for _, kind in sorted(moved))  # the largest first
+    yield head
+    for kind in kinds:
+        yield [kind, *sum(([*figures(row, [kind])] for row in rows.values()), [])]
+    yield ["**all**", *sum(([*figures(row, row["kinds"])] for row in rows.values()), [])]
+    bars = ((row["bars"] or (None, None))[:2] for row in rows.values())
+    yield ["bar", *("" if n is None else f"{n:,}" for pair in bars for n in pair)]
+
+
+def figures(row, kinds):
+    """Launches of these kinds, and bytes moved / A, as text."""
+    found = [row["kinds"][kind] for kind in kinds if kind in row["kinds"]]
+    yield f"{sum(count for count, _, _ in found):,}" if found else ""
+    yield f"{sum(r + w for _, r, w in found) / row['unit']:,.1f}" if found else ""
+
+
 KINDS = {
+    "launches": launches,
     "lstm": stack,
     "cnn": stack,
     "families": families,
