@@ -285,8 +285,8 @@ FAULTS = {
         "if (!mask || mask[j]) sum", "sum", "softmax_forward", "wrong numbers"),
     "a later key that is seen": (
         "causal ? query + 1 : S", "causal ? query + 2 : S", "softmax_forward", "wrong|outside"),
-    "a mean that is not centred twice": (
-        "real c = x[i] - mean - rest;", "real c = x[i] - mean + rest + real(1e-4);",
+    "a variance that counts the mean": (
+        "real c = x[i] - first - mean;", "real c = x[i] - first;",
         "layer_norm_forward", "wrong numbers"),
 }  # fmt: skip
 

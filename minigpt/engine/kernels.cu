@@ -136,43 +136,41 @@ extern "C" __global__ void cross_entropy_backward(
 
 // ---- layer norm: a warp per row, x (N, C) ------------------------------------------------------
 
-// y = h w + b, h = c scale, scale = (mean c^2 + eps)^(-1/2), c = x - mean - rest. The mean of large
-// equal numbers is rounded, which would leave a c that is not 0: rest is what it has left.
+// y = h w + b, h = c scale, scale = (mean c^2 + eps)^(-1/2), c = d - mean d, d = x - x_0. The shift
+// by the row's first number cancels, but nearly equal numbers far from 0 keep their digits.
 extern "C" __global__ void layer_norm_forward(
-    const real* x, const real* w, const real* b, real* y, real* means, real* rests, real* scales,
-    whole N, whole C, real eps) {
+    const real* x, const real* w, const real* b, real* y, real* means, real* scales, whole N,
+    whole C, real eps) {
     whole row = row_of_warp();
     if (row >= N) return;
     x += row * C, y += row * C;
-    real mean = 0, rest = 0, squares = 0;
-    for (whole i = lane(); i < C; i += 32) mean += x[i];
+    real first = x[0], mean = 0, squares = 0;
+    for (whole i = lane(); i < C; i += 32) mean += x[i] - first;
     mean = warp_sum(mean) / C;
-    for (whole i = lane(); i < C; i += 32) rest += x[i] - mean;
-    rest = warp_sum(rest) / C;
     for (whole i = lane(); i < C; i += 32) {
-        real c = x[i] - mean - rest;
+        real c = x[i] - first - mean;
         squares += c * c;
     }
     real scale = 1 / sqrt(warp_sum(squares) / C + eps);
-    for (whole i = lane(); i < C; i += 32) y[i] = (x[i] - mean - rest) * scale * w[i] + b[i];
-    if (lane() == 0) means[row] = mean, rests[row] = rest, scales[row] = scale;
+    for (whole i = lane(); i < C; i += 32) y[i] = (x[i] - first - mean) * scale * w[i] + b[i];
+    if (lane() == 0) means[row] = mean, scales[row] = scale;
 }
 
 // dx = scale (g - mean g - h mean(g h)) with g = dy w; fast_numpy.py derives it
 extern "C" __global__ void layer_norm_backward(
-    const real* dy, const real* x, const real* w, const real* means, const real* rests,
-    const real* scales, real* dx, whole N, whole C) {
+    const real* dy, const real* x, const real* w, const real* means, const real* scales, real* dx,
+    whole N, whole C) {
     whole row = row_of_warp();
     if (row >= N) return;
     dy += row * C, x += row * C, dx += row * C;
-    real mean = means[row], rest = rests[row], scale = scales[row], of_g = 0, of_gh = 0;
+    real first = x[0], mean = means[row], scale = scales[row], of_g = 0, of_gh = 0;
     for (whole i = lane(); i < C; i += 32) {
-        real g = dy[i] * w[i], h = (x[i] - mean - rest) * scale;
+        real g = dy[i] * w[i], h = (x[i] - first - mean) * scale;
         of_g += g, of_gh += g * h;
     }
     of_g = warp_sum(of_g) / C, of_gh = warp_sum(of_gh) / C;
     for (whole i = lane(); i < C; i += 32) {
-        real g = dy[i] * w[i], h = (x[i] - mean - rest) * scale;
+        real g = dy[i] * w[i], h = (x[i] - first - mean) * scale;
         dx[i] = scale * (g - of_g - h * of_gh);
     }
 }
@@ -202,12 +200,13 @@ extern "C" __global__ void column_sum(const real* x, real* sums, whole N, whole 
 
 // dw = sum of dy h and db = sum of dy, over the rows of a slab; h as in layer_norm_forward
 extern "C" __global__ void layer_norm_weights(
-    const real* dy, const real* x, const real* means, const real* rests, const real* scales,
-    real* dw, real* db, whole N, whole C) {
+    const real* dy, const real* x, const real* means, const real* scales, real* dw, real* db,
+    whole N, whole C) {
     whole column = place();
     real of_w = 0, of_b = 0;
     for (whole i = blockIdx.y * 8 + threadIdx.y; i < N && column < C; i += gridDim.y * 8) {
-        real g = dy[i * C + column], h = (x[i * C + column] - means[i] - rests[i]) * scales[i];
+        real g = dy[i * C + column], first = x[i * C];
+        real h = (x[i * C + column] - first - means[i]) * scales[i];
         of_w += g * h, of_b += g;
     }
     add_eight(dw + blockIdx.y * C, of_w, column, C);
