@@ -241,6 +241,9 @@ FAULTS = {
     "no barrier between two sums": (
         "    __syncthreads();\n    part[threadIdx.y]", "    part[threadIdx.y]",
         "layer_norm_weights", "race: .* of part, which is shared"),
+    "no barrier before the next ids are fetched": (
+        "start += 256) {\n        __syncthreads();", "start += 256) {",
+        "sort_ids", "race: .* of tile, which is shared"),
     "no fence in a warp before writing in place": (
         "    __syncwarp();  // if", "    // if",
         "softmax_forward", r"race: thread \d+ of block (\d+) .* of z.*thread \d+ of block \1"),

@@ -21,12 +21,13 @@ _kernels = {}  # (library, name, type) -> kernel, made when it is first used
 def launch(name, blocks, threads, *args):
     """Run a kernel of kernels.cu on a grid of so many blocks, which have so many threads each.
 
-    A kernel sees addresses, not arrays: all must be contiguous and of one float type.
+    A kernel sees addresses, not arrays: all must be contiguous. The type of the first one is that
+    of all floats.
     """
     xp, dtype = module_of(args[0]), args[0].dtype
     key = xp.__name__, name, dtype.name
     if key not in _kernels:
-        real = {"float32": "float", "float64": "double"}[dtype.name]
+        real = "double" if dtype == np.float64 else "float"
         text, options = SOURCE.read_text(encoding="utf-8"), (f"-DREAL={real}", "-std=c++17")
         _kernels[key] = xp.RawModule(code=text, options=options).get_function(name)
     if math.prod(blocks):  # CUDA refuses an empty grid
@@ -159,13 +160,20 @@ def embedding_forward(w, ids):
 
 
 def embedding_backward(dy, saved):
-    """In sorted ids those of one row of w stand side by side: one block adds up their gradients."""
+    """In sorted ids those of one row of w stand side by side: one block adds up their gradients.
+
+    CuPy's argsort would do it, too, but waits for the GPU.
+    """
     ((V, C), ids), xp = saved, module_of(dy)
-    ids = xp.arange(*ids.indices(V)) if isinstance(ids, slice) else ids.reshape(-1)
-    order = ids.argsort(kind="stable")
-    ids = ids[order].astype(np.int64)
-    N, grid, dw = len(ids), (len(ids), -(-C // 32)), xp.zeros((V, C), dy.dtype)
-    launch("embedding_backward", grid, (32, 8), contiguous(dy), ids, order, dw, N, C, V)
+    dw = xp.zeros((V, C), dy.dtype)
+    if isinstance(ids, slice):  # of positions, which are all different
+        dw[ids] = dy
+        return dw, None
+    ids = ids.reshape(-1).astype(np.int64)
+    N, (ordered, order) = len(ids), (xp.empty_like(ids) for _ in range(2))
+    launch("sort_ids", (-(-N // 256),), (256,), ids, ordered, order, N)
+    grid = N, -(-C // 32)
+    launch("embedding_backward", grid, (32, 8), contiguous(dy), ordered, order, dw, N, C, V)
     return dw, None
 
 

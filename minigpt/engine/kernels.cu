@@ -213,8 +213,23 @@ extern "C" __global__ void layer_norm_weights(
     add_eight(db + blockIdx.y * C, of_b, column, C);
 }
 
-// dw_id = sum of dy_n over the n with ids_n = id. ids (N,) are sorted, and order says at which n
-// each stood. A block per place in ids: that of an id's first place adds up all of its rows.
+// ids (N,) in rising order, and the n at which each of them stood. The place of ids_n is the number
+// of those that belong in front of it: the smaller ones, and equal ones with a smaller n. That is
+// N^2 comparisons, but of numbers in shared memory, where the block puts 256 of them at a time.
+extern "C" __global__ void sort_ids(const whole* ids, whole* sorted, whole* order, whole N) {
+    __shared__ whole tile[256];
+    whole n = place(), id = n < N ? ids[n] : 0, before = 0;
+    for (whole start = 0; start < N; start += 256) {
+        __syncthreads();
+        if (start + threadIdx.x < N) tile[threadIdx.x] = ids[start + threadIdx.x];
+        __syncthreads();
+        for (whole i = 0; i < min(whole(256), N - start); i++)
+            before += tile[i] < id || (tile[i] == id && start + i < n);
+    }
+    if (n < N) sorted[before] = id, order[before] = n;
+}
+
+// dw_id = sum of dy_n over the n with ids_n = id; ids and order (N,) as sort_ids gives them. A block per place in ids: that of an id's first place adds up all of its rows.
 extern "C" __global__ void embedding_backward(
     const real* dy, const whole* ids, const whole* order, real* dw, whole N, whole C, whole V) {
     whole first = blockIdx.x, id = ids[first], column = (whole)blockIdx.y * 32 + threadIdx.x;

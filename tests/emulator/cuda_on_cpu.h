@@ -402,3 +402,4 @@ UNWATCHED void __tsan_func_exit() {}
 using std::exp, std::isfinite, std::log, std::nan, std::sqrt, std::tanh;
 template <class T> static inline T max(T a, T b) { return std::fmax(a, b); }
 template <> inline long long max(long long a, long long b) { return a > b ? a : b; }
+static inline long long min(long long a, long long b) { return a < b ? a : b; }

@@ -252,6 +252,7 @@ class ShapeArray:
     dtype = property(lambda self: self.view.dtype)
     itemsize = property(lambda self: self.view.itemsize)
     nbytes = property(lambda self: self.view.nbytes)
+    strides = property(lambda self: self.view.strides)
     T = property(lambda self: self.seen_as(self.view.T))
     data = property(lambda self: SimpleNamespace(ptr=self.pointer))
 
