@@ -81,6 +81,7 @@ engine/fast_recurrence.py   12  the same for recurrence
 engine/fast_cupy.py      25  the same on CuPy, with engine/kernels.cu: CUDA, where threads meet
 engine/fast_elementwise.py   5  the same on CuPy, where each number is on its own
 training/fast_optim.py    6  optimizers in place; Muon's matrices shared out
+training/gpu.py          10  a step on a GPU, for which the CPU does not wait
 training/parallel.py     10  processes that add up their gradients
 training/processes.py    12  starting them, ending them, and how many pay
 """

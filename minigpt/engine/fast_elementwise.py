@@ -44,6 +44,31 @@ FORMULAS = {
             w = (i < decayed ? w * kept : w) - rate * m_hat / (sqrt(v_hat) + eps);
             g = 0;
         }"""),
+    "judged": (
+        "T norm2, T loss, int64 number, T scale, T share", "T verdict, T recent, int64 failed", """
+        if (failed == 0) recent += share * (scale * loss - recent);
+        if (failed == 0 && !isfinite(norm2 + loss)) failed = number, recent = loss;
+        verdict = failed ? T(nan("")) : norm2"""),
+    "sgd": (
+        "raw T norm2, int64 decayed, T limit, T rate, T momentum, T kept", "T w, T g, T v", """
+        T norm = sqrt(norm2[0]);
+        if (isfinite(norm)) {
+            v = momentum * v + (norm > limit ? g * (limit / norm) : g);
+            w = (i < decayed ? w * kept : w) - rate * v;
+            g = 0;
+        }"""),
+    "muon_ahead": ("raw T norm2, T limit, T momentum", "T g, T m", """
+        T norm = sqrt(norm2[0]);
+        if (isfinite(norm)) {
+            T clipped = norm > limit ? g * (limit / norm) : g;
+            m = momentum * m + clipped;
+            g = clipped + momentum * m;
+        }"""),
+    "muon_apply": ("raw T norm2, T direction, T rate, T kept", "T w, T g", """
+        if (isfinite(norm2[0])) {
+            w = kept * w - rate * direction;
+            g = 0;
+        }"""),
 }  # fmt: skip
 
 _made = {}  # (library, name, ..) -> kernel, or table of angles, made when it is first used
@@ -54,7 +79,8 @@ def run(name, *args):
     xp = module_of(args[0])
     if (xp.__name__, name) not in _made:
         _made[xp.__name__, name] = xp.ElementwiseKernel(*FORMULAS[name], name)
-    return _made[xp.__name__, name](*args)
+    exact = [np.int64(x) if isinstance(x, int) else x for x in args]
+    return _made[xp.__name__, name](*exact)
 
 
 def gelu_forward(x):
@@ -147,18 +173,4 @@ def token_shift_backward(dy, saved):
 
 
 def _shifted(x, lags, sign):
-    sizes = [np.int64(n) for n in (x.shape[1], x.shape[2], lags, sign)]
-    return run("token_shift", x, *sizes, new(x, *x.shape))
-
-
-def adamw(w, g, m, v, decayed, rate, number, betas, eps, weight_decay, norm2, limit):
-    """A step of AdamW, as optim.py defines it, over vectors, in place, in one pass; g becomes 0.
-
-    The first `decayed` weights decay; number counts the steps from 1. norm2 (1,), on the GPU, is
-    the squared norm of the whole gradient (fast_cupy.squared_norm): above `limit`, g is shortened
-    to that norm. If it is not finite, nothing changes, and g stays, too.
-    """
-    left = (1 - beta**number for beta in betas)
-    numbers = limit, rate, *betas, *left, eps, 1 - rate * weight_decay
-    exact = [w.dtype.type(number) for number in numbers]
-    run("adamw", norm2, np.int64(decayed), *exact, w, g, m, v)
+    return run("token_shift", x, x.shape[1], x.shape[2], lags, sign, new(x, *x.shape))

@@ -19,5 +19,5 @@ def optimizer_class(name):
     return look_up(OPTIMIZERS, name, "--optimizer")
 
 
-for library in ("numpy", "cupy"):
-    PAIRS[library].append("minigpt.training.fast_optim")
+PAIRS["numpy"].append("minigpt.training.fast_optim")
+PAIRS["cupy"].append("minigpt.training.gpu")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from minigpt.engine.arrays import module_of, quiet
 from minigpt.engine.autograd import no_grad
-from minigpt.engine.functional import IGNORED, cross_entropy
+from minigpt.engine.functional import IGNORED, cross_entropy, fast
 from minigpt.messages import say, visible
 from minigpt.training import checkpoint, folder, stopping, strangers
 from minigpt.training.optim import clip, rate_at
@@ -29,6 +29,7 @@ NUMBER = int | float
 STATE = {"step": int, "best": NUMBER, "stale": int, "recent": NUMBER, "rows": list}  # saved
 TIMED = 20  # steps that must have been timed before they tell how many fit in --minutes
 RECENT = 50  # the last steps, whose median tells how fast the machine is now
+LOOK = 20  # steps on a GPU between two looks at the loss, for which the CPU waits
 MISSED = 0.05  # the share of --minutes by which a run may miss its end before the plan changes
 
 
@@ -78,6 +79,8 @@ class Trainer:
         sample = np.linspace(0, len(validation[0]) - 1, n).astype(int)
         self.windows = validation
         self.validation = [part[module_of(part).asarray(sample)] for part in validation]
+        queued = fast("Queued", self.flat.data)  # on a GPU: a step for which the CPU does not wait
+        self.queued = queued and queued(optimizer, CLIP)
 
     def fit(self, saved=None):
         """Train from the start or from `saved`, a loaded checkpoint; say how it begins and ends."""
@@ -159,7 +162,7 @@ class Trainer:
         return mean_loss(self.model, *self.windows, 2 * self.config.batch_size, self.ranks)
 
     def train_step(self):
-        """One update from one batch -> its mean loss, in nats per token.
+        """One update from one batch -> its mean loss, in nats per token; on a GPU nothing.
 
         The batch comes in `accumulate` parts, and each rank takes its share of every part; the
         gradients add up. Raises FloatingPointError, and leaves the weights as they were, if the
@@ -178,14 +181,16 @@ class Trainer:
             mine = slice(i + ranks.rank, i + size, ranks.size)  # every size-th, from rank on
             part = cross_entropy(self.model(x[mine]), y[mine], count=count)
             part.backward()  # adds to flat.grad, which the last step has left zero
-            loss += part.item()
+            loss = loss + (part.data if self.queued else part.item())
+        share = max(1 / self.step, 0.02)  # for a running mean, in the end of about 50 steps
+        if self.queued:
+            return self.queued.step(loss, rate, self.step, self.stream.scale, share)
         ranks.all_reduce(self.flat.grad)  # now the gradient of the whole batch
         loss = sum(ranks.all_gather(loss))
         norm = clip(self.flat.grad, CLIP)
         if not math.isfinite(loss + norm):
             self._refuse(loss)
         self.optimizer.step(rate, self.step)
-        share = max(1 / self.step, 0.02)  # a running mean, in the end of about 50 steps
         self.recent += (loss * self.stream.scale - self.recent) * share
         return loss
 
@@ -213,21 +218,41 @@ class Trainer:
         # The other ranks ignore these signals, and end when rank 0 does.
         with stopping.heeded(self._interrupt) if self.first else nullcontext(), bar:
             while not self.stopped and self.step != self.steps and self.stale < c.patience:
-                start = time.perf_counter()
-                with quiet():  # train_step looks at the loss and at the gradient
+                start, before = time.perf_counter(), self.step
+                with quiet():  # the losses and gradients are looked at
                     self.train_step()
-                self.seconds += (took := time.perf_counter() - start)
-                times.append(took)
+                    while not self.stopped and not self.look():  # on a GPU, several steps
+                        self.train_step()
+                seconds, done = time.perf_counter() - start, self.step - before
+                self.seconds += seconds
+                times.extend([took := seconds / done] * done)
                 if c.steps is None:
                     self.plan(times)
                     bar.total = self.steps
                 speed = f"{tokens / took:,.0f} {self.stream.unit}/s"
                 bar.set_postfix_str(f"loss {self.recent:.3f}, {speed}", refresh=False)
-                bar.update()
+                bar.update(done)
                 if self.step % c.eval_every == 0 or self.step == self.steps:
                     self.evaluate()
             if self.stopped:
+                self.look(now=True)
                 self.save("last")
+
+    def look(self, now=False):
+        """On a GPU: read how the steps went, if it is time or `now` -> whether it was.
+
+        Raises FloatingPointError if one of them failed, after which no step has changed anything.
+        """
+        if not self.queued:
+            return True
+        due = self.step % LOOK == 0 or self.step % self.config.eval_every == 0
+        if not now and not due and self.step != self.steps:
+            return False
+        self.recent, failed = self.queued.read()
+        if failed:
+            self.step = failed
+            self._refuse(self.recent)
+        return True
 
     def plan(self, times):
         """Turn --minutes into a number of steps, anew after every step; rank 0 has the clock.
@@ -325,6 +350,8 @@ class Trainer:
             self.stream.position = state["stream"]
             for name in STATE:
                 setattr(self, name, state[name])
+            if self.queued:
+                self.queued.recent.fill(self.recent)
             if self.config.steps is None:  # the rest of the minutes
                 self.steps, self.seconds = state["steps"], state["seconds"]
                 self.said = self.steps or 0

@@ -15,6 +15,7 @@ from strict import _function as function
 import emulator
 from emulator import cublas
 from minigpt.engine import fast_cupy, fast_elementwise
+from minigpt.training import gpu
 
 strict.ascontiguousarray = function(np.ascontiguousarray)
 strict.RawModule, strict.ElementwiseKernel = emulator.RawModule, emulator.ElementwiseKernel
@@ -32,7 +33,7 @@ def emulated(order=0, precision="float32"):
     before = fast_cupy.precision
     emulator.order, fast_cupy.precision = order, precision
     try:
-        with registered(fast_cupy, fast_elementwise) as library:
+        with registered(fast_cupy, fast_elementwise, gpu) as library:
             yield library
     finally:
         emulator.order, fast_cupy.precision = 0, before

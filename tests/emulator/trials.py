@@ -10,9 +10,11 @@ from .standin import StrictArray  # first: it makes tests/ known to Python
 from gradcheck import draw, run
 
 import emulator
-from minigpt.engine import convolution, fast_cupy, fast_elementwise, functional, recipe
+from minigpt.engine import convolution, fast_cupy, functional, recipe
 from minigpt.engine.autograd import plain
-from minigpt.training.optim import AdamW, clip
+from minigpt.training.gpu import Queued
+from minigpt.training.muon import Muon
+from minigpt.training.optim import SGD, AdamW, clip
 
 
 def there(x, dtype):
@@ -62,19 +64,34 @@ def norm(dtype):
     return [fast_cupy.squared_norm(there(g, dtype))._array], [np.array([g @ g])]
 
 
-def adamw_steps(dtype):
-    """Three steps, of which the second one's gradient is short enough not to be clipped."""
-    w, g = drawn(500), drawn(500, seed=1)
-    flat = SimpleNamespace(data=w.copy(), grad=g.copy(), decayed=300)
-    optimizer, mine = AdamW(flat), [there(a, dtype) for a in (w, g, 0 * w, 0 * w)]
-    for number, size in ((1, 1.0), (2, 2.0**-13), (3, 4.0)):
-        flat.grad[:] = mine[1]._array[:] = size * g
-        clip(flat.grad, 1.0)
-        optimizer.step(0.01, number)
-        norm2 = fast_cupy.squared_norm(mine[1])
-        settings = 300, 0.01, number, optimizer.betas, optimizer.eps, 0.1, norm2, 1.0
-        fast_elementwise.adamw(*mine, *settings)
-    return [a._array for a in mine], [flat.data, flat.grad, *optimizer.moments.values()]
+def vectors(dtype=None):
+    """What Flat keeps of three matrices, two of one shape and a tall one, a table and a bias."""
+    put = (lambda a: there(a, dtype)) if dtype else np.copy
+    between = np.arange(200) // 4 == 39  # from the last matrix to the next multiple of 16
+    places = [(slice(0, 48), (6, 8)), (slice(48, 96), (6, 8)), (slice(96, 156), (10, 6))]
+    data, grad = (put(np.where(between, 0, drawn(200, seed=i))) for i in range(2))
+    flat = {"data": data, "grad": grad, "hidden": 160, "decayed": 180}
+    return SimpleNamespace(**flat, matrices=places, ranks=None)
+
+
+def steps(kind):
+    """A trial of an optimizer: three clipped steps, of which the second one's gradient is short
+    enough to stay as it is."""
+
+    def trial(dtype):
+        flat, there_too = vectors(), vectors(dtype)
+        defined, queued = kind(flat), Queued(kind(there_too), 1.0)
+        g = flat.grad.copy()
+        for number, size in ((1, 1.0), (2, 2.0**-13), (3, 4.0)):
+            flat.grad[:] = there_too.grad._array[:] = size * g
+            clip(flat.grad, 1.0)
+            with plain():
+                defined.step(0.01, number)
+            queued.step(StrictArray(np.array(1.0, dtype)), 0.01, number, 1.0, 0.5)
+        got = [there_too.data, there_too.grad, *queued.optimizer.moments.values()]
+        return [a._array for a in got], [flat.data, flat.grad, *defined.moments.values()]
+
+    return trial
 
 
 B, H, T, D = 2, 3, 40, 4
@@ -102,7 +119,11 @@ TRIALS = {
     "sort_ids": ranks,
     "embedding_backward": gradients(*table),
     "square_sum": norm,
-    "adamw": adamw_steps,
+    "adamw": steps(AdamW),
+    "judged": steps(SGD),
+    "sgd": steps(SGD),
+    "muon_ahead": steps(Muon),
+    "muon_apply": steps(Muon),
     "gelu_forward": values(functional.gelu, drawn(301)),
     "gelu_backward": gradients(functional.gelu, drawn(301)),
     "relu2_forward": values(recipe.relu2, drawn(301)),

@@ -13,9 +13,25 @@ import numpy as np
 
 from tests.shapes.arrays import BATCHED, PRODUCT, ShapeArray, fresh, ledger, stored
 
+
+def keys_seen(T, S, rows, window, causal):
+    """How many scores all queries of attention see; the kernels of softmax read no others."""
+    last = [query if causal else S - 1 for query in range(S - T, S)]
+    first = [max(0, query - window + 1) for query in range(S - T, S)]
+    return int(rows // T * sum(j - i + 1 for i, j in zip(first, last, strict=True)))
+
+
+def moved_forward(z, mask, H, *see):
+    return z.itemsize * keys_seen(*see[:-1]), z.nbytes
+
+
+def moved_backward(dp, p, *see):
+    return 2 * dp.itemsize * keys_seen(*see[:-1]), dp.nbytes
+
+
 # Kernels whose text does not say what they move, such as one that looks rows up in a table, or one
 # that leaves out half of a triangle: {name: function of its arguments -> bytes read, written}.
-MOVES = {}
+MOVES = {"softmax_forward": moved_forward, "softmax_backward": moved_backward}
 
 COMMENT = re.compile(r"//.*?$|/\*.*?\*/", re.S | re.M)
 
