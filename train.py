@@ -55,7 +55,8 @@ def main(words=None):
     except BrokenPipeError:
         raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
-        room = "; lower --batch-size or --n-embd" if isinstance(error, MemoryError) else ""
+        parts = "--accumulate 2 halves what a step keeps"
+        room = f"; {parts}, or lower --batch-size" if isinstance(error, MemoryError) else ""
         parser.error(f"{str(error) or 'no memory is left'}{room}{place(error)}")
 
 
@@ -65,7 +66,7 @@ def six_steps(kind, config, saved, check=False):
     kind: of data; config: all options; saved: the checkpoint of a run to resume, or None; check:
     compare the gradients with differences instead.
     """
-    library, where = device.select(config.device)
+    library, where = device.select(config.device, config.precision)
     check_room(kind, config, library, saved)
 
     # 1 preprocess: texts, tables, images or sounds become arrays of numbers.
@@ -198,7 +199,7 @@ def command_line():
     whether = parser.add_mutually_exclusive_group()
     for name, text in (
         ("--resume", "continue the run in --out; --data, --steps (a new schedule), --patience, "
-            "--device, --plain, --workers may change"),
+            "--device, --precision, --plain, --workers may change"),
         ("--overwrite", "replace the run in --out; other files stay"),
         ("--check-gradients", "compare the gradient of every parameter with differences of losses, "
             "fast pairs with definitions, and a text in pieces with the whole; train nothing"),

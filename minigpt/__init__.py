@@ -74,12 +74,12 @@ look.py                  10  source that shows its own gradients: python -m mini
 __main__.py               3  python -m minigpt: your runs, and what to do next
 
 SPEED, which changes how long it takes and nothing else
-engine/device.py          5  choosing a GPU; an allocator that keeps its pages
 engine/fast_numpy.py     30  fast pairs, forward and backward by hand, on NumPy
 engine/fast_convolution.py  10  the same for convolution
 engine/fast_recurrence.py   12  the same for recurrence
 engine/fast_cupy.py      25  the same on CuPy, with engine/kernels.cu: CUDA, where threads meet
 engine/fast_elementwise.py   5  the same on CuPy, where each number is on its own
+engine/device.py          6  choosing a GPU; an allocator that keeps its pages
 training/fast_optim.py    6  optimizers in place; Muon's matrices shared out
 training/gpu.py          10  a step on a GPU, for which the CPU does not wait
 training/parallel.py     10  processes that add up their gradients

@@ -143,7 +143,7 @@ def test_minutes_become_steps_that_the_checkpoint_keeps(folder, capsys):
 def test_ctrl_c_outside_the_steps_is_no_traceback(folder, line):
     code = f"""
 import runpy, sys, minigpt.engine.device as device
-def interrupt(_):
+def interrupt(*_):
     raise KeyboardInterrupt
 device.select, sys.argv = interrupt, {line.split()}
 runpy.run_path({str(ROOT / line.split()[0])!r}, run_name="__main__")

@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from strict import StrictArray, registered, strict, syncs
 from test_functional import CASES, definition
 from test_ops import ROWS
 
+from minigpt.engine import fast_cupy
 from minigpt.engine.arrays import LIBRARIES, module_of, to_numpy, uniform
 from minigpt.engine.autograd import Tensor, plain
 from minigpt.engine.device import select
@@ -138,13 +139,49 @@ def test_without_a_gpu_gpu_raises_in_one_line_and_auto_gives_numpy_with_the_reas
     assert library is np and reason in line and "\n" not in line
 
 
-@pytest.mark.parametrize("name", ["auto", "gpu"])
-def test_gpu_that_answers_is_selected_and_its_arrays_are_known(name, monkeypatch):
+def answering(monkeypatch, capability):
+    """A CuPy whose GPU answers, of this compute capability; notes how products are computed."""
     cupy = fake_cupy(monkeypatch, lambda shape, dtype: strict.ones(shape, dtype))
+    cupy.cuda = SimpleNamespace(Device=lambda: SimpleNamespace(compute_capability=capability))
+    linalg = SimpleNamespace(COMPUTE_TYPE_DEFAULT="default", COMPUTE_TYPE_TF32="tf32")
+    cupy.computed = {}
+    cupy._core = SimpleNamespace(
+        _routines_linalg=linalg, set_compute_type=lambda *given: cupy.computed.update([given])
+    )
     libraries = dict(LIBRARIES)
     for module in ("arrays", "device"):
         monkeypatch.setattr(f"minigpt.engine.{module}.LIBRARIES", libraries)
-    assert select(name) == (cupy, "GPU, CuPy 14.2.0")
+    monkeypatch.setattr(fast_cupy, "precision", "float32")
+    return cupy
+
+
+@pytest.mark.parametrize("precision", ["float32", "tf32"])
+def test_precision_is_that_of_both_kinds_of_products(precision, monkeypatch):
+    cupy = answering(monkeypatch, "80")
+    assert select("gpu", precision)[1] == f"GPU, CuPy 14.2.0, products in {precision}"
+    assert cupy.computed == {np.float32: {"float32": "default", "tf32": "tf32"}[precision]}
+    assert fast_cupy.precision == precision
+
+
+@pytest.mark.parametrize("name", ["auto", "gpu"])
+def test_tf32_is_refused_on_a_gpu_that_has_none(name, monkeypatch):
+    cupy = answering(monkeypatch, "75")
+    with pytest.raises(ValueError, match="compute capability 8.0, got one of 7.5"):
+        select(name, "tf32")
+    assert not cupy.computed and fast_cupy.precision == "float32"
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_tf32_is_refused_on_the_cpu(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(ValueError, match="--precision tf32: expected a GPU, got the CPU"):
+        select(name, "tf32")
+
+
+@pytest.mark.parametrize("name", ["auto", "gpu"])
+def test_gpu_that_answers_is_selected_and_its_arrays_are_known(name, monkeypatch):
+    cupy = answering(monkeypatch, "90")
+    assert select(name) == (cupy, "GPU, CuPy 14.2.0, products in float32")
     assert module_of(StrictArray(draw(3))) is cupy
 
 

@@ -495,7 +495,7 @@ def test_no_memory_while_saving_is_one_line(place, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         train.main("--resume --out run --steps 4".split())
     err = capsys.readouterr().err
-    assert "no memory is left; lower --batch-size" in err and err.count("\n") == 1
+    assert "no memory is left; --accumulate 2 halves" in err and err.count("\n") == 1
     assert contents("run") == before
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from minigpt.engine.arrays import LIBRARIES
 
 
-def select(name="auto"):
+def select(name="auto", precision="float32"):
     """The library to compute with, numpy or cupy -> (library, one line on what was found)
 
-    name: 'cpu', 'gpu' or 'auto'. Raises ValueError if it is unknown, or 'gpu' and none answers.
+    name: 'cpu', 'gpu' or 'auto'. precision: of products, 'float32' or 'tf32'. Raises ValueError if
+    a name is unknown, if it is 'gpu' and none answers, or if there is no tf32.
     """
     if name not in ("auto", "cpu", "gpu"):
         raise ValueError(f"device: expected auto, cpu or gpu, got {name!r}")
@@ -26,15 +27,39 @@ def select(name="auto"):
             one = cupy.ones((1, 1), "f")
             (one @ one).item()  # the import succeeds even without a driver, a product does not
             LIBRARIES[cupy.ndarray] = cupy
-            return cupy, f"GPU, CuPy {cupy.__version__}"
+            multiply_in(precision, cupy)
+            return cupy, f"GPU, CuPy {cupy.__version__}, products in {precision}"
+        except ValueError:
+            raise
         except ImportError:
             why = "CuPy is not installed: pip install -e '.[cuda12]' or '.[cuda13]'"
         except Exception as error:  # CuPy's errors have no narrower class in common
             why = f"no GPU answers: {(str(error) or repr(error)).splitlines()[0]}"
     if name == "gpu":
         raise ValueError(f"device gpu: {why}; or use --device cpu")
+    if precision != "float32":
+        raise ValueError(f"--precision {precision}: expected a GPU, got the CPU ({why})")
     keep_pages()
     return np, f"CPU ({why})"
+
+
+def multiply_in(precision, cupy):
+    """Let cuBLAS compute products of float32 in this precision, in all of CuPy and in fast_cupy.
+
+    tf32 rounds the factors to 10 bits of fraction, instead of 23, and adds up in float32: the
+    tensor cores of a GPU are built for it, and are several times as fast. Weights and everything
+    else stay float32. Raises ValueError if the GPU has no tf32: it came with compute capability
+    8.0, in 2020.
+    """
+    if precision == "tf32" and (got := int(cupy.cuda.Device().compute_capability)) < 80:
+        got = f"got one of {got / 10} (a T4 has 7.5)"
+        raise ValueError(f"--precision tf32: expected a GPU of compute capability 8.0, {got}")
+    from minigpt.engine import fast_cupy
+
+    linalg = cupy._core._routines_linalg
+    types = {"float32": linalg.COMPUTE_TYPE_DEFAULT, "tf32": linalg.COMPUTE_TYPE_TF32}
+    cupy._core.set_compute_type(np.float32, types[precision])  # of two matrices
+    fast_cupy.precision = precision  # of many
 
 
 def keep_pages():

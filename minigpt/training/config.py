@@ -66,6 +66,9 @@ class Config:
     workers: int = option(
         None, "processes that share a batch; default: as many as cores, if it pays", (">=", 1)
     )
+    precision: str = option(
+        "float32", "of products on a GPU; tf32 is faster", choices=["float32", "tf32"]
+    )
     eval_every: int = option(100, "steps between validations, samples and checkpoints", (">=", 1))
     patience: int = option(
         5, "once the rate falls, stop after N validations without a new best", (">=", 1)

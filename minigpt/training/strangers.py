@@ -12,7 +12,8 @@ import numpy as np
 
 from minigpt.training.checkpoint import CheckpointError, weights
 
-FREE = {"data", "out", "steps", "patience", "device", "plain", "workers"}  # may change on --resume
+# may change on --resume
+FREE = {"data", "out", "steps", "patience", "device", "precision", "plain", "workers"}
 
 
 def identity(config, crc):
