@@ -13,12 +13,14 @@ from test_edges import EDGES
 from test_functional import CASES, LONG, cases_of, definition, forwards, heads, ids
 from test_models import MODELS, gpt, ids_of
 from test_models import scrambled as scrambled_model
+from test_training import new_trainer
 
 from minigpt.engine import fast_cupy, fast_elementwise, functional, recipe
 from minigpt.engine.arrays import quiet, to_numpy
 from minigpt.engine.autograd import Tensor, no_grad, plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.nn.module import Flat
+from minigpt.training import OPTIMIZERS, checkpoint, trainer
 from minigpt.training.gpu import Queued
 from minigpt.training.muon import Muon
 from minigpt.training.optim import SGD, AdamW, clip
@@ -239,6 +241,53 @@ def test_training_of_every_family_equals_numpys_and_waits_for_nothing(name):
 def test_training_of_every_classifier_equals_numpys_and_waits_for_nothing(name, kind):
     x, y = examples(kind, 3, dtype=np.float64)
     same_steps(lambda: made(kind, name, dtype=np.float64, n_layer=1), x, y)
+
+
+# a whole run, whose CPU looks at the loss now and then
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_run_that_looks_now_and_then_ends_as_numpys(tmp_path, optimizer, monkeypatch):
+    monkeypatch.setattr(trainer, "LOOK", 4)
+    ends, options = [], {"dtype": np.float64, "optimizer": optimizer, "steps": 10, "eval_every": 7}
+    for xp, setting in ((np, plain()), (strict, emulated())):
+        with setting:
+            run = new_trainer(tmp_path, xp=xp, **options)
+            run.run()
+            ends.append((checkpoint.load(run.out / "last.safetensors"), run.rows))
+    (expected, about), rows = ends[0]
+    (arrays, other), got = ends[1]
+    for name, array in expected.items():
+        np.testing.assert_allclose(arrays[name], array, rtol=1e-9, atol=1e-9)
+    assert other["state"]["step"] == about["state"]["step"] == 10 and got == rows
+
+
+def test_nothing_is_read_between_two_looks(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOOK", 4)
+    with emulated():
+        run = new_trainer(tmp_path, xp=strict, steps=9, eval_every=100)
+        looked = []
+        for _ in range(9):
+            run.train_step()
+            assert not syncs
+            looked.append(run.look())
+            syncs.clear()
+    assert looked == [False, False, False, True, False, False, False, True, True]
+
+
+def test_a_step_that_fails_is_named_at_the_next_look_and_weights_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOOK", 4)
+    with emulated(), quiet():
+        run = new_trainer(tmp_path, xp=strict, steps=9, eval_every=100)
+        run.train_step()
+        before = run.flat.data._array.copy()
+        run.flat.grad[3] = np.nan
+        run.train_step()
+        run.train_step()
+        with pytest.raises(FloatingPointError, match="step 2: .* the gradient of .* is not finite"):
+            run.train_step()
+            run.look()
+    np.testing.assert_array_equal(run.flat.data._array, before)
 
 
 # faults, planted in the kernels' text: the watches see them, whatever the order of the threads

@@ -8,6 +8,7 @@ import pytest
 from strict import StrictArray, strict, syncs
 from strict import registered as on_strict
 
+from minigpt.applications import plan
 from minigpt.engine.autograd import plain
 from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
@@ -391,6 +392,15 @@ def totals(name):
 )
 def test_a_step_at_full_size_asks_for_no_more_than_this(name, most):
     assert all(n <= bound for n, bound in zip(totals(name), most, strict=True))
+
+
+@pytest.mark.parametrize("name", launches.STEPS)
+def test_dry_run_tells_the_memory_of_a_step_within_a_tenth(name):
+    kind, vocabulary, (n_layer, n_head, n_embd, block_size), batch, optimizer = launches.STEPS[name]
+    shape = GPTConfig(vocabulary, block_size, n_layer, n_head, n_embd)
+    model = model_class(kind)(shape, plan.Unwritten())
+    told = plan.step_on_a_gpu(model, batch, optimizer)
+    assert told == pytest.approx(totals(name)[2] * 1e9, rel=0.1)
 
 
 def test_the_page_shows_the_counts_of_the_code_as_it_is():

@@ -15,6 +15,7 @@ from minigpt.nn.presets import VOCABULARY
 from minigpt.training import costs
 
 BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
+GPUS = 16, 24, 80  # GB of a T4, an RTX 3090 or 4090, an A100 or H100
 TIMES = {"s": 1, "hours": 3600, "days": 86400, "years": 365 * 86400}
 
 
@@ -75,6 +76,21 @@ def memory_of_a_run(config, model, data, x, y):
     return f"about {scaled(total, BYTES)} of memory, {batch}"
 
 
+def step_on_a_gpu(model, examples, optimizer):
+    """Bytes that a step of so many texts takes on a GPU, by the pairs of fast_cupy.
+
+    Per token and block these are kept for the backward pass: 10 arrays of C numbers (the residual
+    stream, norms, queries, keys, values and what attention gives), two of the MLP's width, and H T
+    weights of attention; and at the end the logits and their gradients, V each.
+    tests/test_launches.py compares it with a step that is counted array by array.
+    """
+    c = model.config
+    inner = c.n_inner or 4 * c.n_embd
+    numbers = c.n_layer * (10 * c.n_embd + 2 * inner + c.n_head * c.block_size) + 2 * c.vocab_size
+    kept = 4 * examples * c.block_size * numbers
+    return kept + sum(memory(model, optimizer).values())
+
+
 def refuse_too_large(config):
     """Raise ValueError if weights, gradients and moments alone exceed this machine's memory."""
     need = sum(memory(outline(config, 1), config.optimizer).values())  # no text has been read yet
@@ -113,6 +129,12 @@ def dry_run(given, cores):
     if model.heads:
         cache = scaled(8 * config.n_layer * config.n_embd * config.block_size, BYTES)
         say("", f"{cache} of keys and values when sampling, at the end of a context")
+        examples = config.batch_size // config.accumulate
+        need = step_on_a_gpu(model, examples, config.optimizer)
+        holds = [f"fits one of {room} GB" for room in GPUS if need < 0.95e9 * room]
+        verdict = [*holds, f"none of {GPUS[-1]} GB; see --accumulate"][0]
+        step = f"a step of {examples} x {config.block_size} tokens"
+        say("", f"on a GPU {scaled(need, BYTES)} for {step}: {verdict}")
     of_the_paper = config.model == "gpt3-175b" and given.keys().isdisjoint({*SHAPE, "vocab_size"})
     say_the_price(per_token * costs.TOKENS, of_the_paper, cores)
 
