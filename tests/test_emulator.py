@@ -275,6 +275,15 @@ def test_nothing_is_read_between_two_looks(tmp_path, monkeypatch):
     assert looked == [False, False, False, True, False, False, False, True, True]
 
 
+def test_an_id_that_is_no_token_is_refused_before_it_goes_to_the_gpu(tmp_path):
+    with emulated():
+        run = new_trainer(tmp_path, xp=strict)
+        run.stream.ids = np.where(np.arange(220) == 100, 11, run.stream.ids)  # of 11 tokens
+        with pytest.raises(IndexError, match="batch: expected ids from 0 to 10, got 11"):
+            for _ in range(9):
+                run.train_step()
+
+
 def test_a_step_that_fails_is_named_at_the_next_look_and_weights_stay(tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "LOOK", 4)
     with emulated(), quiet():

@@ -2,7 +2,7 @@
 
 `fused` in functional.py calls the guard of a formula's name, whether the definition or its pair
 computes. NumPy would read id -1 as the last row, and numbers of a strange type as other numbers.
-On a GPU the ids are not checked, as that would wait for the GPU; there they come from a tokenizer.
+On a GPU ids are not looked at here, as that would wait for the GPU; the Trainer checks each batch.
 """
 
 import math

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from minigpt.engine.arrays import module_of, quiet
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import IGNORED, cross_entropy, fast
+from minigpt.engine.guards import check_ids
 from minigpt.messages import say, visible
 from minigpt.training import checkpoint, folder, stopping, strangers
 from minigpt.training.optim import clip, rate_at
@@ -174,6 +175,10 @@ class Trainer:
         # What dropout draws follows from these three, so that a checkpoint need not keep it.
         self.rng.bit_generator.state = np.random.PCG64((c.seed, self.step, ranks.rank)).state
         x, y = self.stream.batch(c.batch_size)
+        if xp is not np and hasattr(
+            self.model, "new_state"
+        ):  # tokens: on a GPU nobody looks at them
+            check_ids("batch", x, self.model.config.vocab_size)
         count = int((y != IGNORED).sum())  # scored targets of the whole batch
         x, y = xp.asarray(x), xp.asarray(y)
         loss, size = 0.0, c.batch_size // c.accumulate
