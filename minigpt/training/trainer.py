@@ -175,9 +175,7 @@ class Trainer:
         # What dropout draws follows from these three, so that a checkpoint need not keep it.
         self.rng.bit_generator.state = np.random.PCG64((c.seed, self.step, ranks.rank)).state
         x, y = self.stream.batch(c.batch_size)
-        if xp is not np and hasattr(
-            self.model, "new_state"
-        ):  # tokens: on a GPU nobody looks at them
+        if xp is not np and hasattr(self.model, "new_state"):  # a GPU looks at no token's id
             check_ids("batch", x, self.model.config.vocab_size)
         count = int((y != IGNORED).sum())  # scored targets of the whole batch
         x, y = xp.asarray(x), xp.asarray(y)
