@@ -7,6 +7,7 @@ A quotation is a block of code below one of these marks:
 
     <!-- file: tiny.py -->                                  the whole file
     <!-- code: engine/ops.py multiply -->                   a function, without its docstring
+    <!-- code: engine/kernels.cu warp_sum -->               a function of the CUDA text
     <!-- lines: engine/ops.py first words ... last words -->    from one line to another
 """
 
@@ -23,7 +24,7 @@ PAGES = [ROOT / "README.md", TOUR, CHINESE]
 MEASURED = re.compile(r"<!-- benchmark: .*?<!-- /benchmark -->", re.S)
 MARK = r"<!-- (file|code|lines): (\S+)(?: ([^\n]*))? -->\n"
 FENCED = re.compile(rf"^(?:{MARK})?```\w*\n.*?^```", re.S | re.M)
-QUOTE = re.compile(rf"({MARK}```python\n).*?(```)", re.S)
+QUOTE = re.compile(rf"({MARK}```(?:python|cuda)\n).*?(```)", re.S)
 
 
 def quoted(kind, file, what):
@@ -32,7 +33,7 @@ def quoted(kind, file, what):
     if kind == "file":
         return text
     if kind == "code":
-        return function(text, what.split("."))
+        return cuda(text, what) if file.endswith(".cu") else function(text, what.split("."))
     first, last = what.split(" ... ")
     lines = text.splitlines()
     start = next(i for i, line in enumerate(lines) if line.lstrip().startswith(first))
@@ -51,6 +52,13 @@ def function(text, names):
     if not ast.get_docstring(node):
         return textwrap.dedent("\n".join(lines[first - 1 : node.end_lineno])) + "\n"
     return textwrap.dedent("\n".join([*head, *lines[body.end_lineno : node.end_lineno]])) + "\n"
+
+
+def cuda(text, name):
+    """The source of a function in CUDA, whose last line is its only one that is just a brace."""
+    lines = text.splitlines()
+    start = next(i for i, line in enumerate(lines) if re.search(rf"__ .*\b{name}\(", line))
+    return "\n".join(lines[start : lines.index("}", start) + 1]) + "\n"
 
 
 def fill(text):

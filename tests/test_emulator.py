@@ -410,6 +410,20 @@ def test_the_command_says_which_kernel_is_wrong_and_where(capsys, monkeypatch, t
     assert re.match(rf"column_sum +race: thread 32 .*:{write}; thread 0 .*:{write + 2};", lines[0])
 
 
+@pytest.mark.parametrize("name, before, after", [
+    ("column_sum", "threadIdx.x] = sum;\n    __syncthreads();", "threadIdx.x] = sum;\n"),
+    ("layer_norm_forward", "i < C; i += 32) mean", "i <= C; i += 32) mean"),
+])  # fmt: skip
+def test_the_tours_exercises_print_what_it_says(capsys, monkeypatch, tmp_path, name, before, after):
+    assert SOURCE.count(before) == 1
+    with_text(monkeypatch, tmp_path, SOURCE.replace(before, after))
+    [line], code = command(capsys, name)
+    assert code
+    for page in ("README.md", "README_zh.md"):
+        tour = fast_cupy.SOURCE.parents[1] / page
+        assert f"```\n{line}\n```" in tour.read_text(encoding="utf-8")
+
+
 # what a kernel is called with
 
 
