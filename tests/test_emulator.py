@@ -5,6 +5,7 @@ from collections import Counter
 
 import emulator
 import numpy as np
+import pages
 import pytest
 from gradcheck import draw, is_float, run
 from strict import StrictArray, strict, syncs
@@ -411,7 +412,7 @@ def test_the_command_says_which_kernel_is_wrong_and_where(capsys, monkeypatch, t
 
 
 @pytest.mark.parametrize("name, before, after", [
-    ("column_sum", "threadIdx.x] = sum;\n    __syncthreads();", "threadIdx.x] = sum;\n"),
+    ("column_sum", "threadIdx.x] = sum;\n    __syncthreads();\n", "threadIdx.x] = sum;\n"),
     ("layer_norm_forward", "i < C; i += 32) mean", "i <= C; i += 32) mean"),
 ])  # fmt: skip
 def test_the_tours_exercises_print_what_it_says(capsys, monkeypatch, tmp_path, name, before, after):
@@ -419,9 +420,8 @@ def test_the_tours_exercises_print_what_it_says(capsys, monkeypatch, tmp_path, n
     with_text(monkeypatch, tmp_path, SOURCE.replace(before, after))
     [line], code = command(capsys, name)
     assert code
-    for page in ("README.md", "README_zh.md"):
-        tour = fast_cupy.SOURCE.parents[1] / page
-        assert f"```\n{line}\n```" in tour.read_text(encoding="utf-8")
+    for page in (pages.TOUR, pages.CHINESE):
+        assert f"```\n{line}\n```" in page.read_text(encoding="utf-8")
 
 
 # what a kernel is called with
