@@ -141,7 +141,9 @@ def command_line():
     add("--top-p", type=share, metavar="N",
         help="draw from the fewest tokens whose probabilities add up to N")  # fmt: skip
     add("--stop", metavar="TEXT", default="", help="end before this text, if it comes")
-    add("--count", type=whole, default=1, metavar="N", help="how many samples (default 1)")
+    add("--count", type=whole, default=1, metavar="N",
+        help="how many samples (default 1); they are drawn together, so with another N the same "
+        "seed writes other texts")  # fmt: skip
     add("--seed", type=natural, default=1337, metavar="N",
         help="another seed, another text (default 1337)")  # fmt: skip
     add("--device", choices=["auto", "cpu", "gpu"], default="auto",

@@ -91,20 +91,50 @@ def generate(model, prompts, tokens, rng, **how):
             mask = np.concatenate([mask, np.ones_like(unread)], axis=1)[:, -size:]
 
 
-def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
-    """Yield the text that follows the prompt piece by piece, up to `stop` if that string comes.
+class Text:
+    """A text that comes token by token: each piece is given out as soon as it is certain.
 
-    Text that may be the beginning of `stop` is held back until later tokens show what it is.
+    The text ends before `stop`, if that string comes. What may be the beginning of `stop` is held
+    back until later tokens show what it is.
     """
-    held, decode = "", tokenizer.decoder()
-    for ids in generate(model, [tokenizer.encode(prompt)], tokens, rng, **how):
-        held += decode(ids)
-        if stop and stop in held:
-            yield held[: held.index(stop)]
-            return
+
+    def __init__(self, tokenizer, stop=""):
+        self.decode, self.stop, self.held, self.ended = tokenizer.decoder(), stop, "", False
+
+    def add(self, ids):
+        """Add tokens, ids (n,) -> the text that is certain now; "" once it has ended."""
+        if self.ended:
+            return ""
+        self.held += self.decode(ids)
+        if self.stop and self.stop in self.held:
+            self.ended = True
+            return self.held[: self.held.index(self.stop)]
         free = 0  # the first place from which the rest of held could begin `stop`
-        while not stop.startswith(held[free:]):  # every string starts with "", so this ends
+        while not self.stop.startswith(self.held[free:]):  # every string starts with "": this ends
             free += 1
-        yield held[:free]
-        held = held[free:]
-    yield held + decode([], final=True)
+        piece, self.held = self.held[:free], self.held[free:]
+        return piece
+
+    def rest(self):
+        """What is still held when no more tokens come"""
+        return "" if self.ended else self.held + self.decode([], final=True)
+
+
+def streams(model, tokenizer, prompts, tokens, rng, stop="", **how):
+    """Yield the texts that follow B prompts: for each token, a list of B pieces, one for each text.
+
+    They are drawn together, in one batch: the weights, read once, serve all of them.
+    """
+    texts = [Text(tokenizer, stop) for _ in prompts]
+    prompts = [tokenizer.encode(prompt) for prompt in prompts]
+    for ids in generate(model, prompts, tokens, rng, **how):
+        yield [text.add(ids[i : i + 1]) for i, text in enumerate(texts)]
+        if all(text.ended for text in texts):
+            return
+    yield [text.rest() for text in texts]
+
+
+def stream(model, tokenizer, prompt, tokens, rng, stop="", **how):
+    """Yield the text that follows one prompt piece by piece, up to `stop` if that string comes."""
+    for (piece,) in streams(model, tokenizer, [prompt], tokens, rng, stop, **how):
+        yield piece

@@ -299,8 +299,10 @@ def test_no_grad_holds_for_its_own_thread_only():
 @pytest.mark.parametrize("error, match, act", [
     (TypeError, r"item\(\).*where", lambda t: bool(t)),
     (RuntimeError, r"where\(\).*t\.data", lambda t: t.__setitem__(0, 1.0)),
-    (RuntimeError, r"t\.data", lambda t: np.asarray(t)),
-    (RuntimeError, r"t\.data", lambda t: np.from_dlpack(t)),
+    (RuntimeError, r"t\.detach\(\)", lambda t: np.asarray(t)),
+    (RuntimeError, r"t\.detach\(\)", lambda t: np.from_dlpack(t)),
+    (RuntimeError, r"t\.numpy\(\).*t\.detach\(\)", lambda t: t.numpy()),
+    (ValueError, "size 1", lambda t: float(t)),
     (ValueError, r"shape \(3,\), got none; sum\(\)", lambda t: t.backward()),
     (ValueError, r"gradient of shape \(3,\), got \(2,\)", lambda t: t.backward(np.ones(2))),
     (RuntimeError, "requires_grad=True", lambda t: t.detach().sum().backward()),
@@ -313,6 +315,43 @@ def test_traced_tensor_refuses_and_names_the_way_out(error, match, act):
 def test_asarray_of_a_constant_is_its_array():
     x = leaf(2, 3).detach()
     assert np.asarray(x) is x.data and np.shares_memory(np.from_dlpack(x), x.data)
+
+
+def test_numpy_of_a_constant_is_its_array():
+    x = leaf(2, 3)
+    assert x.detach().numpy() is x.data
+
+
+def test_a_tensor_of_one_element_is_written_and_converted_as_its_number():
+    for shape in ((), (1,), (1, 1)):
+        x = Tensor(np.full(shape, 2.34567), requires_grad=True)
+        assert float(x) == 2.34567 and f"{x:.3f} {x:8.1e}" == "2.346  2.3e+00"
+        assert f"{x}" == str(x) == repr(x)
+    with pytest.raises(ValueError, match="format"):
+        f"{leaf(2):.3f}"
+
+
+def test_a_loop_over_a_tensor_meets_its_rows_and_one_over_a_number_is_refused():
+    x = leaf(3, 2)
+    first, *_, last = x
+    (first * 2.0 + last).sum().backward()
+    assert x.grad.tolist() == [[2, 2], [0, 0], [1, 1]]
+    with pytest.raises(TypeError):
+        iter(x.sum())
+
+
+def test_a_tensor_of_pytorchs_keeps_its_memory_and_its_kind_of_floats():
+    torch = pytest.importorskip("torch")
+    for dtype, ours in ((torch.float32, np.float32), (torch.float64, np.float64)):
+        data = torch.ones(2, 3, dtype=dtype)
+        x = Tensor(data)
+        data[1, 2] = 42.0
+        assert x.dtype == ours and x.data[1, 2] == 42
+    assert Tensor(torch.arange(3)).dtype == np.float32
+    with pytest.raises(TypeError, match="float32, float64 or integers"):
+        Tensor(torch.ones(2, dtype=torch.float16))
+    with pytest.raises(RuntimeError, match="requires grad"):
+        Tensor(torch.ones(2, requires_grad=True))
 
 
 def test_pytorch_shares_the_memory_of_a_constant():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minigpt.datasets import tokenizer_from
-from minigpt.datasets.bpe import LETTERS, BPETokenizer, words
+from minigpt.datasets.bpe import LETTERS, BPETokenizer, Pairs, words
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.generate import stream
 
@@ -72,10 +72,66 @@ def counted_anew(text, vocab_size):
     return vocab
 
 
-@pytest.mark.parametrize("text", [README[:6000], WORLD * 2, "aaaa aaaaa aaabaaab" * 3])
-def test_counting_only_words_that_change_gives_the_merges_of_counting_all(text):
+def drawn(letters, n, seed):
+    """A text of n random characters. Of few letters it is full of ties, and of runs such as aaa."""
+    return "".join(random.Random(seed).choices(letters, k=n))
+
+
+RANDOM = [
+    drawn(letters, n, seed)
+    for letters, n in (("ab", 150), ("ab ", 300), ("abcd \n", 400), ("的一是不了，人我在有。", 200))
+    for seed in range(3)
+]
+
+
+@pytest.mark.parametrize("text", [README[:6000], WORLD * 2, "aaaa aaaaa aaabaaab" * 3, *RANDOM])
+def test_counting_only_what_changes_gives_the_merges_of_counting_all(text):
     tokenizer = BPETokenizer.train(text, 500)
     assert spelled(tokenizer, range(tokenizer.vocab_size)) == counted_anew(text, 500)
+
+
+def test_after_each_merge_the_counts_are_those_of_all_words():
+    for text in (*RANDOM, WORLD):
+        counted = Counter(words(text))
+        pairs, pick = Pairs(counted), random.Random(0)
+        for new in range(256, 300):
+            pair = pick.choice([pair for pair, n in pairs.counts.items() if n > 0] or [None])
+            if pair is None:  # every word is one token
+                break
+            pairs.join(pair, chr(new))
+            counts, where = Counter(), {}
+            for i, (word, times) in enumerate(zip(pairs.spelled, counted.values(), strict=True)):
+                for k in range(len(word) - 1):
+                    counts[word[k : k + 2]] += times
+                    where.setdefault(word[k : k + 2], set()).add(i)
+            assert +pairs.counts == counts and min(pairs.counts.values(), default=0) >= 0
+            assert all(places <= pairs.where[pair] for pair, places in where.items())
+
+
+@pytest.mark.parametrize("text", [README[:20_000], WORLD * 2, *RANDOM])
+def test_the_merges_are_those_that_hugging_faces_trainer_finds(text):
+    """There, too, a pair of smaller ids goes first. It is given each word by itself, and a Chinese
+    character for a byte, so that its ids, too, begin with the bytes in their order."""
+    hf = pytest.importorskip("tokenizers")
+    theirs = hf.Tokenizer(hf.models.BPE())
+    apart = ["".join(chr(0x4E00 + byte) for byte in word.encode()) for word in words(text)]
+    size = len(set("".join(apart))) + 200  # it begins with those bytes alone that occur
+    trainer = hf.trainers.BpeTrainer(vocab_size=size, min_frequency=2, show_progress=False)
+    theirs.train_from_iterator(apart, trainer)
+    merges = []
+    for pair in json.loads(theirs.to_str())["model"]["merges"]:
+        merges.append(" ".join("".join(LETTERS[ord(c) - 0x4E00] for c in token) for token in pair))
+    assert BPETokenizer.train(text, 456).merges == merges
+
+
+def test_a_word_of_any_length_is_counted_again_beside_merges_alone(monkeypatch):
+    """A merge makes two tokens one, so there are fewer merges than letters; each has two sides."""
+    recounted, recount = [], Pairs.recount
+    monkeypatch.setattr(Pairs, "recount", lambda *how: recounted.append(1) or recount(*how))
+    word = drawn("abcdefgh", 20_000, 0)
+    tokenizer = BPETokenizer.train(word, 2000)
+    merged = len(word) - len(tokenizer.encode(word))
+    assert 10_000 < merged < len(recounted) <= 2 * merged
 
 
 def test_training_stops_when_no_pair_occurs_twice():

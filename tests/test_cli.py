@@ -18,7 +18,8 @@ from safetensors.numpy import save_file
 
 import sample
 import train
-from minigpt import nn
+from minigpt import generate, nn
+from minigpt.applications.writing import TOGETHER
 from minigpt.training import checkpoint
 
 ROOT = Path(train.__file__).parent
@@ -302,6 +303,31 @@ def test_count_writes_that_many_different_samples(trained, capsys):
     lines = said(capsys, trained, "--prompt", "the", "--count", 3, "--tokens", 20).out.splitlines()
     assert [len(line) for line in lines] == [23] * 3 and len(set(lines)) == 3
     assert {line[:3] for line in lines} == {"the"}
+
+
+def test_samples_are_drawn_in_batches_that_fit_into_memory(trained, capsys, monkeypatch):
+    sizes, left_pad = [], generate.left_pad
+    monkeypatch.setattr(
+        generate, "left_pad", lambda prompts: sizes.append(len(prompts)) or left_pad(prompts)
+    )
+    words = trained, "--prompt", "the", "--tokens", 20, "--count"
+    lines = said(capsys, *words, TOGETHER + 3).out.splitlines()
+    assert sizes == [TOGETHER, 3] and len(set(lines)) == TOGETHER + 3
+    assert {(line[:3], len(line)) for line in lines} == {("the", 23)}
+
+
+def test_the_first_of_several_samples_is_printed_as_it_is_drawn(trained, monkeypatch):
+    printed, drawn = [], []  # the length of what has been printed whenever a token is drawn
+    monkeypatch.setattr("builtins.print", lambda *words, **_: printed.extend(words))
+    choose = generate.choose
+
+    def noted(*how, **options):
+        drawn.append(len("".join(printed)))
+        return choose(*how, **options)
+
+    monkeypatch.setattr(generate, "choose", noted)
+    sample.main([str(trained), "--prompt", "the", "--tokens", "5", "--count", "3"])
+    assert drawn == [3, 4, 5, 6, 7] and len("".join(printed)) == 3 * 8
 
 
 def test_writing_ends_before_the_stop(trained, capsys):

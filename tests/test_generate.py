@@ -12,7 +12,7 @@ import pytest
 from minigpt import Tensor, generate, no_grad
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine.autograd import bare, plain
-from minigpt.generate import choose, stream
+from minigpt.generate import choose, stream, streams
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.recipe import GPT
@@ -273,3 +273,23 @@ def test_text_ends_before_the_first_stop_however_tokens_split_it(monkeypatch):
 )
 def test_only_what_may_become_the_stop_is_held_back(monkeypatch, pieces, stop, expected):
     assert streamed(monkeypatch, pieces, stop) == expected
+
+
+def test_texts_drawn_together_are_those_of_each_prompt_alone_and_end_at_their_own_stops(wild):
+    tokenizer, prompts = CharTokenizer("abcdefghijk"), ["bad", "a", "cafedeckhigh", "kid"]
+    model, how = wild(64), {"temperature": 2.0}
+    for stop in ("", "c", "ab"):
+        steps = list(streams(model, tokenizer, prompts, 30, Shared(), stop, **how))
+        together = ["".join(pieces) for pieces in zip(*steps, strict=True)]
+        for prompt, text in zip(prompts, together, strict=True):
+            alone = list(stream(model, tokenizer, prompt, 30, Shared(), stop, **how))
+            assert text == "".join(alone) and len(alone) <= len(steps)
+        assert stop not in text if stop else len(text) == 30
+
+
+def test_no_token_is_drawn_once_every_text_has_ended(monkeypatch):
+    rows = iter([np.array(ids) for ids in ([0, 0, 1], [0, 1, 0], [1, 0, 0], [0, 0, 0])])
+    monkeypatch.setattr(generate, "generate", lambda *_: rows)
+    steps = list(streams(None, Pieces(["a", "b."]), ["", "", ""], 4, None, stop="."))
+    assert steps == [["a", "a", "b"], ["a", "b", ""], ["b", "", ""]]
+    assert next(rows).tolist() == [0, 0, 0]  # the fourth was not asked for

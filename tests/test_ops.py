@@ -1,5 +1,6 @@
 """Every primitive operation against NumPy, and its gradient against differences."""
 
+import operator
 from itertools import product
 
 import numpy as np
@@ -42,6 +43,8 @@ for layout, x in odd(draw).items():
     row(f"exp {layout}", ops.exp, x, numpy=np.exp)
     row(f"tanh {layout}", ops.tanh, x, numpy=np.tanh)
     row(f"-x {layout}", lambda x: -x, x)
+    row(f"|x| {layout}", abs, x)
+    row(f"x.abs() {layout}", lambda x: x.abs(), x, numpy=np.abs)
     row(f"x^2 {layout}", lambda x: x**2, x)
     row(f"2^x {layout}", lambda x: 2.0**x, x)
     row(f"2-x {layout}", lambda x: 2.0 - x, x)
@@ -221,6 +224,22 @@ def test_an_error_about_shapes_names_the_operation_and_the_shapes(act, says):
 def test_only_equal_shapes_can_be_stacked():
     with pytest.raises(ValueError, match="dimensions"):
         ops.stack([draw(2, 3), draw(3, 2)])
+
+
+def test_the_absolute_value_of_zero_has_gradient_zero():
+    x = Tensor(np.array([-2.0, 0.0, 3.0]), True)
+    abs(x).sum().backward()
+    assert x.grad.tolist() == [-1, 0, 1]
+
+
+def test_comparisons_of_size_are_those_of_arrays_from_either_side():
+    a, b = draw(3, 1), np.append(draw(1, seed=1), draw(3, 1)[:2, 0])
+    x, y = Tensor(a, True), Tensor(b)
+    for compare in (operator.lt, operator.le, operator.gt, operator.ge):
+        for got in (compare(x, y), compare(x, b), compare(a, y)):
+            assert type(got) is np.ndarray and got.tolist() == compare(a, b).tolist()
+        assert compare(x, 0.3).tolist() == compare(a, 0.3).tolist()
+        assert compare(0.3, x).tolist() == compare(0.3, a).tolist()
 
 
 def test_a_tensor_refuses_to_be_compared_with_equals():

@@ -1,6 +1,8 @@
 """What the README and the table of contents promise: order, size, the commands and the examples."""
 
 import ast
+import json
+import os
 import re
 import subprocess
 import sys
@@ -114,8 +116,35 @@ def test_cupy_is_imported_in_device_alone():
 def test_an_installed_package_has_the_files_that_it_opens():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     packaged = settings["tool"]["setuptools"]["package-data"]["minigpt"]
-    found = {p for suffix in ("html", "cu") for p in PACKAGE.rglob(f"*.{suffix}")}
-    assert len(found) >= 2 and found == {p for pattern in packaged for p in PACKAGE.glob(pattern)}
+    found = {p for suffix in ("html", "cu", "typed") for p in PACKAGE.rglob(f"*.{suffix}")}
+    assert len(found) >= 3 and found == {p for pattern in packaged for p in PACKAGE.glob(pattern)}
+
+
+EDITED = """
+from minigpt import Tensor
+
+x = Tensor([[1.0, 2.0]], requires_grad=True)
+y: Tensor = x * 2 + 2 / x - (x @ x.T)[0] ** 2 + abs(-x).T.exp().sum(axis=1, keepdims=True)
+print(x.grad[0], x.detach().numpy().mean(), float(y[0, 0]), f"{y.mean():.3f}", (x > 0).any())
+for part in x.split(2, axis=1):
+    part.backward()
+for row in y:
+    row.backword()
+"""
+
+
+def test_an_editor_finds_the_misspelt_method_of_a_tensor_and_no_other_error(tmp_path):
+    pytest.importorskip("pyright")
+    file = tmp_path / "edited.py"
+    file.write_text(EDITED)
+    command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
+    silent = os.environ | {"PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"}  # of newer versions
+    done = subprocess.run([*command, file], capture_output=True, text=True, cwd=ROOT, env=silent)
+    if not done.stdout.startswith("{"):
+        pytest.skip(f"pyright needs Node.js: {done.stderr.splitlines()[-1:]}")
+    found = json.loads(done.stdout)["generalDiagnostics"]
+    errors = [d["message"].splitlines()[0] for d in found if d["severity"] == "error"]
+    assert errors == ['Cannot access attribute "backword" for class "Tensor"']
 
 
 def test_importing_minigpt_loads_numpy_and_nothing_else():

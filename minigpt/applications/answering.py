@@ -79,8 +79,8 @@ class Answering(TextApplication):
         if not question.strip():
             print("sample.py: nothing is asked", file=sys.stderr)
             return
-        for _ in range(self.how.count):
-            pieces = self.pieces(model, tasks.asked(question), rng, stop="\n", temperature=0)
+        asked = tasks.asked(question)
+        for pieces in self.texts(model, asked, rng, stop="\n", temperature=0):
             print(visible("".join(pieces).strip()))
 
     def without_prompt(self, model, how, read):

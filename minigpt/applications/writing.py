@@ -5,13 +5,15 @@ import math
 import shlex
 import sys
 import zlib
+from itertools import tee
+from operator import itemgetter
 
 import numpy as np
 
 from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import text, tokenizer_class, tokenizer_from
 from minigpt.datasets.tokenizers import CharTokenizer
-from minigpt.generate import stream
+from minigpt.generate import stream, streams
 from minigpt.messages import say, visible
 from minigpt.nn import model_class
 
@@ -26,6 +28,7 @@ def trained_tokenizer(config, whole, training):
     return tokenizer_class(config.tokenizer).train(training, config.vocab_size)
 
 
+TOGETHER = 16  # texts are drawn in one batch at most: each needs memory for all that it has read
 TEMPERATURE = 0.8  # the default of sample.py; below 1, so likely tokens become even likelier
 
 
@@ -59,8 +62,12 @@ class TextApplication(Application):
             print(f"sample.py: left out, unknown to {run}: {unknown!r}", file=sys.stderr)
         return "".join(c for c in words if c not in unknown)
 
-    def pieces(self, model, start, rng, stop, temperature):
-        """Yield what the model writes after `start`; temperature: the default of --temperature."""
+    def texts(self, model, start, rng, stop, temperature):
+        """Yield the --count texts that the model writes after `start`, each as its pieces.
+
+        They are drawn together. While the first is read, as it comes, tee() keeps the pieces of the
+        others, which are read after it. temperature: the default of --temperature.
+        """
         how, n, most = self.how, len(self.tokenizer.encode(start)), model.block_size
         if n > most:
             reads = f"{self.config.out} reads the last {most}"
@@ -68,7 +75,11 @@ class TextApplication(Application):
         if how.temperature is not None:
             temperature = how.temperature
         choice = {"temperature": temperature, "top_k": how.top_k, "top_p": how.top_p}
-        return stream(model, self.tokenizer, start, how.tokens, rng, stop, **choice)
+        for before in range(0, how.count, TOGETHER):
+            starts = [start] * min(TOGETHER, how.count - before)
+            steps = streams(model, self.tokenizer, starts, how.tokens, rng, stop, **choice)
+            for i, copy in enumerate(tee(steps, len(starts))):
+                yield map(itemgetter(i), copy)
 
 
 class Writing(TextApplication):
@@ -159,14 +170,14 @@ class Writing(TextApplication):
         return "\n" if not self.tokenizer.unknown("\n") else self.tokenizer.decode([0])
 
     def reply(self, model, words, rng):
-        """Print the words and what follows them, as it comes."""
+        """Print the words and what follows them, as it comes; then the other texts of --count."""
         known = self.known(words)
         start = known
         if not known:
             start = self.beginning()
-        for _ in range(self.how.count):
+        for pieces in self.texts(model, start, rng, self.how.stop, TEMPERATURE):
             print(known, end="", flush=True)
-            for piece in self.pieces(model, start, rng, self.how.stop, TEMPERATURE):
+            for piece in pieces:
                 print(visible(piece), end="", flush=True)
             print()
 

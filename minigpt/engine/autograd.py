@@ -26,10 +26,11 @@ import itertools
 import threading
 from contextlib import contextmanager
 from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minigpt.engine.arrays import LIBRARIES, module_of, total
+from minigpt.engine.arrays import LIBRARIES, module_of, to_numpy, total
 
 _order = itertools.count()
 FLOATS = np.dtype(np.float32), np.dtype(np.float64)
@@ -98,8 +99,8 @@ class Tensor:
     `data` is the array, `grad` (an array) is where `backward` adds up d loss / d data. `node` is
     the op that made it, `output` tells which of that op's outputs it is; a leaf has no node.
     `changed[0]` is the moment, counted like Node.order, when an optimizer last wrote to the array.
-    Numbers, lists and integers become float32 NumPy arrays; float32 and float64 stay as they are.
-    Raises TypeError for other types of numbers.
+    Numbers, lists and integers become float32 NumPy arrays; float32 and float64 stay as they are,
+    in PyTorch's tensors, too. Raises TypeError for other types of numbers.
     """
 
     __slots__ = ("data", "grad", "requires_grad", "node", "output", "changed", "__weakref__")
@@ -107,7 +108,7 @@ class Tensor:
 
     def __init__(self, data, requires_grad=False):
         if type(data) not in LIBRARIES:
-            data = np.asarray(data, dtype=getattr(data, "dtype", np.float32))
+            data = np.asarray(data, dtype=None if hasattr(data, "__array__") else np.float32)
         self.data = data if data.dtype in FLOATS else _as_float32(data)
         self.requires_grad = requires_grad
         self.grad, self.node, self.output, self.changed = None, None, 0, NEVER
@@ -125,6 +126,15 @@ class Tensor:
     def item(self):
         """The value of a tensor of one element, as a Python number."""
         return self.data.item()
+
+    __float__ = item
+
+    def numpy(self):
+        """The values as a NumPy array, which shares their memory unless they are on a GPU.
+
+        Raises RuntimeError for a tensor that requires a gradient.
+        """
+        return to_numpy(self._without_history("t.numpy()"))
 
     def backward(self, grad=None):
         """Add d self / d leaf to `grad` of every leaf that requires it, and free the history.
@@ -147,7 +157,7 @@ class Tensor:
 
     def _without_history(self, what):
         if self.requires_grad:
-            hint = "use the functions of minigpt.engine.ops, or t.data if no gradient is needed"
+            hint = "use the functions of minigpt.engine.ops, or t.detach() if none is needed"
             raise RuntimeError(f"{what}: an array cannot carry a tensor's gradient; {hint}")
         return self.data
 
@@ -163,8 +173,11 @@ class Tensor:
     def __len__(self):
         return len(self.data)
 
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))  # TypeError for a number, which has no length
+
     def __bool__(self):
-        hint = "compare t.item(), or choose elementwise: where(t.data > 0, a, b)"
+        hint = "compare t.item(), or choose elementwise: where(t > 0, a, b)"
         raise TypeError(f"bool(Tensor): a branch has no gradient; {hint}")
 
     def __eq__(self, other):
@@ -185,6 +198,25 @@ class Tensor:
         if self.requires_grad:
             about += f", op={self.node.name}" if self.node else ", requires_grad=True"
         return f"Tensor({values}, {about})"
+
+    def __format__(self, spec):
+        return format(self.item() if spec and self.size == 1 else str(self), spec)
+
+    if TYPE_CHECKING:  # for editors: what the attributes hold, and what ops.py adds to Tensor
+        data: np.ndarray
+        grad: Any
+        node: Any
+        T: "Tensor"
+
+        def _op(self, *operands, **options) -> "Tensor": ...
+        def _compare(self, other) -> np.ndarray: ...
+        def split(self, parts, axis=0) -> "tuple[Tensor, ...]": ...
+
+        __add__ = __sub__ = __mul__ = __truediv__ = __pow__ = __matmul__ = _op
+        __radd__ = __rsub__ = __rmul__ = __rtruediv__ = __rpow__ = __rmatmul__ = _op
+        __neg__ = __abs__ = __getitem__ = _op
+        exp = log = tanh = sqrt = abs = clip = sum = mean = max = reshape = transpose = _op
+        __lt__ = __le__ = __gt__ = __ge__ = _compare
 
 
 def _as_float32(a):

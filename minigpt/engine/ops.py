@@ -7,6 +7,7 @@ The last lines of this file give Tensor its operators.
 """
 
 import math
+import operator
 from functools import partial, wraps
 from itertools import pairwise
 
@@ -65,6 +66,13 @@ def divide(a, b):
 def negative(x):
     """y = -x"""
     return record(-raw(x), (x, lambda dy: -dy))
+
+
+def abs(x):
+    """y = |x|; ∂y/∂x is the sign of x, 0 where x is 0"""
+    a = raw(x)
+    xp = module_of(a)
+    return record(xp.abs(a), (x, lambda dy: dy * xp.sign(a)))
 
 
 def power(a, b):
@@ -330,6 +338,9 @@ for _name, _op in zip(_names, (add, subtract, multiply, divide, power, matmul), 
     _op = _operator(_op)
     setattr(Tensor, f"__{_name}__", _op)
     setattr(Tensor, f"__r{_name}__", lambda b, a, op=_op: op(a, b))
-for _op in (exp, log, tanh, sqrt, clip, sum, mean, max, reshape, transpose, split):
+for _op in (exp, log, tanh, sqrt, abs, clip, sum, mean, max, reshape, transpose, split):
     setattr(Tensor, _op.__name__, _op)
-Tensor.__neg__, Tensor.__getitem__, Tensor.T = negative, getitem, property(transpose)
+Tensor.__neg__, Tensor.__abs__, Tensor.__getitem__ = negative, abs, getitem
+Tensor.T = property(transpose)
+for _op in (operator.lt, operator.le, operator.gt, operator.ge):  # truth values have no gradient:
+    setattr(Tensor, f"__{_op.__name__}__", lambda a, b, op=_op: op(raw(a), raw(b)))  # an array
