@@ -3,8 +3,9 @@
 import math
 import os
 import pickle
-import sys
 import tracemalloc
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 from minigpt.engine.functional import cross_entropy
@@ -79,13 +80,15 @@ def of_all(processes, each):
 
 
 def most_so_far():
-    """The most bytes that this process has had until now; 0 if the system does not say."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    """The most bytes that this process has had until now; 0 if the system is not Linux.
+
+    (resource.getrusage would also count what the parent had when it started this process.)
+    """
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):  # "high water mark"
+                return 1024 * int(line.split()[1])
+    return 0
 
 
 def size_of(data):
