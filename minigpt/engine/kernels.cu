@@ -229,7 +229,8 @@ extern "C" __global__ void sort_ids(const whole* ids, whole* sorted, whole* orde
     if (n < N) sorted[before] = id, order[before] = n;
 }
 
-// dw_id = sum of dy_n over the n with ids_n = id; ids and order (N,) as sort_ids gives them. A block per place in ids: that of an id's first place adds up all of its rows.
+// dw_id = sum of dy_n over the n with ids_n = id; ids and order (N,) as sort_ids gives them. A block
+// per place in ids: that of an id's first place adds up all of its rows.
 extern "C" __global__ void embedding_backward(
     const real* dy, const whole* ids, const whole* order, real* dw, whole N, whole C, whole V) {
     whole first = blockIdx.x, id = ids[first], column = (whole)blockIdx.y * 32 + threadIdx.x;
