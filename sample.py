@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 import minigpt
-from minigpt.applications import application_class
+from minigpt.applications import runs
 from minigpt.engine import device
 from minigpt.engine.arrays import quiet
-from minigpt.training import checkpoint, stopping, strangers
-from minigpt.training.config import Config, Parser, number
+from minigpt.training import stopping
+from minigpt.training.config import Parser, number
 
 FOLDER = Path(__file__).resolve().parent / "data"
 
@@ -77,25 +77,12 @@ def show(args, model, application):
 
 
 def load(path, library):
-    """A run's folder, or a checkpoint in it -> its model, with all weights, and its application."""
-    file = path = Path(path)
-    if path.is_dir():
-        best = path / "best.safetensors"  # there is none before the first validation
-        file = best if best.exists() else path / "last.safetensors"
-    arrays, about = checkpoint.load(file, moments=False)
-    if file != path:
-        other = about
-        with contextlib.suppress(checkpoint.CheckpointError, OSError):  # absent, or damaged
-            other = checkpoint.read_about(path / "last.safetensors")
-        strangers.same_run(path, about, other)
-    with strangers.foreign(file):
-        config = Config.restored(about, file)
-        config.out = str(path)
-        strangers.refuse_larger(file, config, arrays)
-        application = application_class(about.get("application")).restore(config, about, FOLDER)
-        model = application.build(np.random.default_rng(0)).to(library).eval()
-        model.load_state_dict(arrays)
-    return model, application
+    """A run's folder, a checkpoint in it, or a folder of Hugging Face's -> model, application"""
+    if (Path(path) / "config.json").is_file():
+        from minigpt import hub
+
+        return hub.writer(path, library, FOLDER)
+    return runs.load(path, library, FOLDER)
 
 
 def newest():
@@ -131,7 +118,8 @@ def command_line():
     positive, share = number(float, (">=", 0)), number(float, (">", 0), ("<=", 1))
     add("--version", action="version", version=f"minigpt {minigpt.__version__}")
     add("run", nargs="?", metavar="DIR|FILE",
-        help="a run's folder or a checkpoint in it (default: the newest run in out/)")  # fmt: skip
+        help="a run's folder or a checkpoint in it, or a GPT-2 in Hugging Face's files (default: "
+        "the newest run in out/)")  # fmt: skip
     add("--prompt", metavar="TEXT", help="go on from here (default: standard input, if piped)")
     add("--interactive", action="store_true", help="read prompts, one per line")
     add("--tokens", type=whole, default=500, metavar="N", help="how many to write (default 500)")

@@ -5,7 +5,6 @@ import math
 
 import numpy as np
 import pytest
-from hugging_face import hugging_face_name
 from strict import registered, strict, syncs
 
 from minigpt import Tensor, no_grad
@@ -13,6 +12,7 @@ from minigpt.engine.arrays import module_of, to_numpy
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
+from minigpt.hub import hub_name
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.nn.module import Flat
@@ -65,10 +65,10 @@ def hugging_face_twin(model):
     )  # fmt: skip
     twin = transformers.GPT2LMHeadModel(config).double()
     weights = dict(twin.named_parameters())
-    assert weights.keys() == {hugging_face_name(name) for name in model.named_parameters()}
+    assert weights.keys() == {hub_name(name) for name in model.named_parameters()}
     with torch.no_grad():
         for name, p in model.named_parameters().items():
-            weights[hugging_face_name(name)].copy_(torch.from_numpy(p.data))
+            weights[hub_name(name)].copy_(torch.from_numpy(p.data))
     return torch, twin, weights
 
 
@@ -82,7 +82,7 @@ def test_logits_and_all_gradients_equal_those_of_a_pytorch_gpt2():
     loss = torch.nn.functional.cross_entropy(expected.flatten(0, 1), torch.from_numpy(y).flatten())
     loss.backward()
     for name, grad in gradients(model, cross_entropy(z, y)).items():
-        other = weights[hugging_face_name(name)].grad.numpy()
+        other = weights[hub_name(name)].grad.numpy()
         np.testing.assert_allclose(grad, other, rtol=1e-9, atol=1e-9 * np.abs(other).max())
 
 

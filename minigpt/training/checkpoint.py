@@ -28,22 +28,29 @@ def save(path, arrays, about, keep=True):
     """Write {name: array} and the JSON-able dict `about` to path, or leave path as it was.
 
     keep=False only tries whether there is room for it.
+    """
+    arrays = {name: _in_order(to_numpy(a)) for name, a in sorted(arrays.items())}
+    about = {"version": VERSION, "crc": checksum(about, arrays.items()), **about}
+    parts = safetensors(arrays, {KEY: json.dumps(about, sort_keys=True)})
+    write_whole(path, *parts, keep=keep)
 
-    The layout is that of safetensors: the size of the header in 8 bytes, the header, which is a
-    JSON text that says of each array which of the bytes behind it are its own, and the arrays. The
-    package's own function would hold all of them in memory once more.
+
+def safetensors(arrays, metadata):
+    """{name: array} and {key: text} in the layout of a safetensors file -> the parts of the file
+
+    It begins with the size of the header in 8 bytes. The header is a JSON text that says of each
+    array which of the bytes behind it are its own; then come the arrays. The package's own function
+    would hold all of them in memory once more.
     Source: github.com/huggingface/safetensors, section Format.
     """
-    arrays = [(name, _in_order(to_numpy(a))) for name, a in sorted(arrays.items())]
-    about = {"version": VERSION, "crc": checksum(about, arrays), **about}
-    header, end = {"__metadata__": {KEY: json.dumps(about, sort_keys=True)}}, 0
-    for name, a in arrays:
+    header, end = {"__metadata__": metadata}, 0
+    for name, a in arrays.items():
         start, end = end, end + a.nbytes
         dtype = f"{a.dtype.kind.upper()}{8 * a.itemsize}"  # F32
         header[name] = {"dtype": dtype, "shape": a.shape, "data_offsets": (start, end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # so that the arrays begin at a multiple of 8 bytes
-    write_whole(path, len(text).to_bytes(8, "little"), text, *(a for _, a in arrays), keep=keep)
+    return len(text).to_bytes(8, "little"), text, *arrays.values()
 
 
 def _in_order(a):

@@ -11,6 +11,7 @@ from minigpt.engine import device, fast_numpy
 from minigpt.engine.autograd import plain
 from minigpt.engine.functional import cross_entropy
 from minigpt.generate import generate
+from minigpt.hub import hub_name
 from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.module import Flat
@@ -18,13 +19,12 @@ from minigpt.training import processes
 from minigpt.training.optim import AdamW, clip
 from tests.benchmarks import competitor
 from tests.benchmarks.competitor import BETAS, CLIP, DECAY, RATE
-from tests.hugging_face import hugging_face_name
 
 
 def build(shape, form="gpt2"):
     model = model_class(form)(GPTConfig(**shape), np.random.default_rng(0))
     for name, p in model.named_parameters().items():
-        p.data[...] = competitor.array(hugging_face_name(name), p.shape)
+        p.data[...] = competitor.array(hub_name(name), p.shape)
     return model
 
 
