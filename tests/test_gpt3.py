@@ -1,6 +1,6 @@
 """GPT-3: the survey's class, the window of every second block, the papers' sizes and costs."""
 
-import time
+import os
 
 import numpy as np
 import pytest
@@ -270,10 +270,12 @@ def test_a_dry_run_of_gpt3_says_size_memory_and_cost_and_touches_nothing(place, 
     assert sorted(place.iterdir()) == before
 
 
-def test_a_dry_run_answers_within_a_second():
-    start = time.perf_counter()
+def test_a_dry_run_takes_less_than_a_second_of_the_processor():
+    before = os.times()
     done = child("train.py", "--model", "gpt3-175b", "--dry-run")
-    assert done.returncode == 0 and time.perf_counter() - start < 1
+    after = os.times()
+    spent = after.children_user + after.children_system
+    assert done.returncode == 0 and spent - before.children_user - before.children_system < 1
 
 
 @pytest.mark.parametrize("name", MODELS)
