@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import card
 import emulator
+import numpy as np
 import pytest
 
 from minigpt.engine import fast_cupy, fast_elementwise
@@ -94,6 +95,13 @@ def test_a_formula_at_full_size_has_arguments_that_fit(name):
     make, size = gpu_work.FORMULAS[name], gpu_parts.GPT2
     moved = gpu_work.counted(name, lambda a: make(size, 2, a), fast_elementwise.run)
     assert moved > 1e7 or name == "judged"  # of one number
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "judged", "muon_ahead", "muon_apply"])
+def test_an_optimizer_is_timed_with_a_norm_for_which_it_moves_the_weights(name):
+    negative = SimpleNamespace(new=lambda *shape: np.full(shape, -1.0), put=lambda x: x)
+    norm2, *_ = gpu_work.FORMULAS[name](gpu_parts.TINY, 2, negative)
+    assert np.isfinite(np.sqrt(norm2)).all()
 
 
 def test_products_do_the_flops_that_gpt2_counts():

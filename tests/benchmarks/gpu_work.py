@@ -238,22 +238,27 @@ def token_shift(shape, batch, a):
     return x, s.T, s.C, 5, 1, y
 
 
+def norm(a):
+    """|g|^2 on the GPU: were it no number, the formulas would change nothing."""
+    return a.put(np.ones(1, np.float32))
+
+
 def vectors(scalars, count, decays, shape, batch, a):
     """An optimizer's arguments: the norm, numbers, and vectors as long as the model."""
     n = weights(shape)
     ahead = (n // 2,) if decays else ()
     numbers = [np.float32(0.5)] * scalars
-    return a.new(1), *ahead, *numbers, *(a.new(n) for _ in range(count))
+    return norm(a), *ahead, *numbers, *(a.new(n) for _ in range(count))
 
 
 def judged(shape, batch, a):
     numbers = 1, np.float32(1), np.float32(0.1)
-    return a.new(1), a.new(1), *numbers, a.new(1), a.new(1), a.put(np.zeros(1, np.int64))
+    return norm(a), a.new(1), *numbers, a.new(1), a.new(1), a.put(np.zeros(1, np.int64))
 
 
 def muon_apply(shape, batch, a):
     n = weights(shape)
-    return a.new(1), a.new(n), np.float32(0.1), np.float32(0.9), a.new(n), a.new(n)
+    return norm(a), a.new(n), np.float32(0.1), np.float32(0.9), a.new(n), a.new(n)
 
 
 FORMULAS = {
