@@ -8,11 +8,13 @@ import re
 from operator import attrgetter
 from pathlib import Path
 
+import card
 import emulator
 import pytest
 from emulator.standin import StrictArray, strict
 
 from minigpt.engine import fast_cupy, fast_elementwise
+from tests.benchmarks import gpu_parts
 
 nvidia = pytest.importorskip("nvidia", reason="needs pip install -e '.[nvrtc]'")
 LIBRARIES = [f for folder in nvidia.__path__ for f in Path(folder).glob("**/libnvrtc*.so*")]
@@ -66,6 +68,12 @@ def test_every_elementwise_formula_compiles_without_spills(generation, real, nvr
         )
         found = compiled(nvrtc, kernel.source(real, arrays), generation)
         assert [*found] == [name] and not found[name][1]
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_the_kernels_of_tests_and_benchmarks_compile(generation, nvrtc):
+    for name, code in {"spin": card.SPIN, "empty": gpu_parts.EMPTY}.items():
+        assert [*compiled(nvrtc, code, generation)] == [name]
 
 
 def test_no_option_lets_the_compiler_approximate():

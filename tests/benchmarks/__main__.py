@@ -13,16 +13,17 @@ families           each family for 3 minutes on a text
 applications       every application by every mechanism: their default commands
 tasks              questions and translation by every mechanism: 45 minutes
 folds              tables, repeated 5-fold, beside scikit-learn's models
+gpu                a GPU's launches, products, kernels and steps: ten minutes; not by default
 readme             measures nothing: puts the tables of results.json into the pages
 
-All but readme by default. Run it on an idle machine: ratios are the figures, times differ between
-machines. Needs PyTorch, transformers, matplotlib, scikit-learn.
+All but readme and gpu by default. Run it on an idle machine: ratios are the figures, times differ
+between machines. Needs PyTorch, transformers, matplotlib, scikit-learn.
 """
 
 import argparse
 from importlib.util import find_spec
 
-from tests.benchmarks import tables
+from tests.benchmarks import gpu, tables
 from tests.benchmarks.measure import machine
 from tests.benchmarks.suite import BENCHMARKS, LEARNING, UNTIMED
 
@@ -45,7 +46,7 @@ def main():
     if args.rounds is not None and args.rounds < 2:
         parser.error("--rounds: a spread needs at least 2")
     for name in args.names:
-        if name not in (known := [*BENCHMARKS, *LEARNING, "readme"]):
+        if name not in (known := [*BENCHMARKS, *LEARNING, "gpu", "readme"]):
             parser.error(f"expected one of {', '.join(known)}, got {name!r}")
     for name in args.names or [*BENCHMARKS, *LEARNING]:
         if name == "readme":
@@ -53,7 +54,9 @@ def main():
                 text = tables.fill(page.read_text(encoding="utf-8"), tables.load())
                 page.write_text(text, encoding="utf-8")
             continue
-        if name in BENCHMARKS:
+        if name == "gpu":
+            result = gpu.benchmark(None if args.data == "manual" else args.data)
+        elif name in BENCHMARKS:
             benchmark, usual = BENCHMARKS[name]
             result = benchmark(args.rounds or usual)
         else:  # last, and here: from now on this process has NumPy, see measure.py

@@ -159,7 +159,7 @@ BENCHMARKS = {  # name: function of the number of rounds, and their usual number
     "lstm": (partial(stack, "lstm", LSTM, 32, 10), 12),
     "cnn": (partial(stack, "cnn", CNN, 64, 10), 12),
 }
-UNTIMED = ["readme", "launches"]  # what needs no other library, and no idle machine
+UNTIMED = ["readme", "launches", "gpu"]  # what needs no other library, and no idle CPU
 LEARNING = {
     "budgets": 66,
     "ablation": 66,

@@ -286,8 +286,37 @@ def figures(row, kinds):
     yield f"{sum(r + w for _, r, w in found) / row['unit']:,.1f}" if found else ""
 
 
+ABOUT = "part", "table", "name"  # of a line of gpu.py; all else are figures
+
+
+def gpu(result):
+    """A table for each title, as far as it was measured; then what failed."""
+    groups, failed = {}, []
+    for line in result["lines"]:
+        row = {key: value for key, value in line.items() if key not in ABOUT}
+        if "error" in row:
+            failed.append(f"{line['part']}, {line['name']}: {row['error'].splitlines()[-1]}")
+        else:
+            groups.setdefault(line["table"], []).append((line["name"], row))
+    for title, rows in groups.items():
+        heads = [*dict.fromkeys(head for _, row in rows for head in row)]
+        lines = ([name, *(written(row.get(head, "")) for head in heads)] for name, row in rows)
+        yield table([title, *heads], *lines)
+    if failed:
+        yield "\n".join(["Failed:", "", *(f"- {text}" for text in failed)])
+    yield "" if groups else "Nobody has measured it yet."
+
+
+def written(figure):
+    """Four digits of a number, and commas between thousands."""
+    if not isinstance(figure, float):
+        return f"{figure:,}" if isinstance(figure, int) else str(figure)
+    return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.4g}"
+
+
 KINDS = {
     "launches": launches,
+    "gpu": gpu,
     "lstm": stack,
     "cnn": stack,
     "families": families,
