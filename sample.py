@@ -19,8 +19,10 @@ import numpy as np
 
 import minigpt
 from minigpt.applications import runs
+from minigpt.datasets import catalogue
 from minigpt.engine import device
 from minigpt.engine.arrays import quiet
+from minigpt.messages import check
 from minigpt.training import stopping
 from minigpt.training.config import Parser, number
 
@@ -40,6 +42,8 @@ def main(words=None):
             application.listen(args, args.prompt)
         if args.input is not None:
             return application.predict(model, args.input)
+        if not talks:
+            locate_data(application, args.data)
         if args.explain is not None or args.look is not None:
             return show(args, model, application)
         prompt = args.prompt if talks else application.without_prompt(model, args, piped)
@@ -62,6 +66,18 @@ def refuse_two_things_at_once(args):
     if len(asked) > 1 and asked != ["--prompt", "--interactive"]:
         got = " and ".join(asked)
         raise ValueError(f"expected one of these, got {got}; leave out all but one")
+    if args.data is not None and asked not in ([], ["--look"]):
+        need = "expected the report or --look, which read the data of a run"
+        raise ValueError(f"--data: {need}, got {asked[0]}; leave one out")
+
+
+def locate_data(application, said):
+    """Where a report reads the data of its run: where --data says, or where it is found."""
+    config = application.config
+    if application.writes and not application.answers:  # it has no report
+        check(said is None, "--data", "a run with a report", f"{config.out} writes", "leave it out")
+    else:
+        config.data = [said] if said else catalogue.found(config.data, config.out)
 
 
 def show(args, model, application):
@@ -143,7 +159,10 @@ def command_line():
         help="write look.html into the run's folder: what each head sees in this text; for a "
         "classifier, which inputs its answers depend on")  # fmt: skip
     add("--input", metavar="FILE", help="a classifier: print the probabilities of these rows, "
-        "images or sounds (.csv, .npy, .wav); default: its report on held-out data")  # fmt: skip
+        "images or sounds (.csv, .npy, .wav, .png, .jpg); default: its report on held-out "
+        "data")  # fmt: skip
+    add("--data", metavar="PATH",
+        help="where the data of the report lies now (default: where it lay)")  # fmt: skip
     return parser
 
 

@@ -8,7 +8,7 @@ A FIRST LOOK, of which the path explains every line
 tiny.py                  20  a whole GPT in 80 lines, with its training and its writing
 
 THE PATH, GPT-2 from the derivative to the sample
-files.py                  2  writing a file whole or not at all
+files.py                  3  writing a file whole or not at all; text in UTF-8 or GB18030
 messages.py               2  what the program says: lines, errors with a remedy, nearest names
 engine/arrays.py          3  which library owns an array: NumPy or CuPy
 engine/autograd.py       25  Tensor (a value), Node (its history), and the walk back: backward
@@ -55,8 +55,9 @@ datasets/stories.py      12  stories, and questions about them
 datasets/numerals.py      5  numbers in English and in Chinese
 datasets/tasks.py        12  questions and answers, translation, pairs: tasks as text
 datasets/splits.py        4  which examples are learned from, and which are held out
-datasets/signals.py      15  images and sounds as arrays
-datasets/tables.py       15  tables as arrays
+datasets/formats.py       8  one file as an array: .npy, .wav, images
+datasets/signals.py      12  images and sounds as arrays
+datasets/tables.py       18  tables as arrays
 datasets/examples.py     10  the examples that classifiers learn from
 datasets/catalogue.py     6  which kind of data a name stands for
 nn/classifier.py         10  classifiers: a CNN, or tokens through the recipe's blocks

@@ -1,7 +1,11 @@
-"""Writing files so that a kill, a full disk or a power cut leaves the old one or the new one."""
+"""Writing files so that a kill, a full disk or a power cut leaves the old one or the new one.
+
+And reading text, whose bytes may be spelled in two ways.
+"""
 
 import os
 import secrets
+from contextlib import suppress
 
 
 def write_whole(path, *parts, keep=True):
@@ -33,3 +37,36 @@ def _flush_names(folder):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def decoded(path, data, tell):
+    """The bytes of a text file as text, without a byte order mark: UTF-8, or else GB18030.
+
+    GB18030 is what older Chinese programs write. No file says how it is spelled, so tell(message)
+    hears what was inferred. Raises ValueError with the first line that is neither.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        if _is_chinese(data[: 1 << 20]):
+            with suppress(UnicodeDecodeError):
+                text = data.decode("gb18030").removeprefix("\ufeff")
+                tell(f"{path}: read as GB18030, as it is not UTF-8")
+                return text
+        line = data.count(b"\n", 0, e.start) + 1
+        got = f"byte 0x{data[e.start]:02x} in line {line}"
+        remedy = "convert it: most editors can save text as UTF-8"
+        raise ValueError(f"{path}: expected UTF-8 text, got {got}; {remedy}") from None
+
+
+def _is_chinese(data):
+    """Whether bytes that are not UTF-8 make sense as GB18030.
+
+    Many bytes of Western text, and of UTF-8 with one mistake, are characters of GB18030 too, but
+    rare ones. So most must be among the 7,445 of GB 2312, which Chinese is mostly written with, and
+    most bytes must make no sense as UTF-8.
+    """
+    text = [c for c in data.decode("gb18030", "ignore") if not c.isascii()]
+    common = sum(bool(c.encode("gb2312", "ignore")) for c in text)
+    other = sum(not c.isascii() for c in data.decode("utf-8", "ignore"))
+    return common > 0.75 * len(text) > 1.5 * other

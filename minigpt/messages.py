@@ -17,6 +17,18 @@ def visible(text):
     return "".join("\ufffd" if category(c) == "Cc" and c not in "\n\t" else c for c in text)
 
 
+def note(message):
+    """Print what a user should know of his data: what was inferred, converted or left aside.
+
+    What reads data takes a function `tell` for that: this one, or silent.
+    """
+    say("", visible(message))
+
+
+def silent(message):
+    """Tell nobody."""
+
+
 def check(right, where, expected, got, remedy):
     """Raise ValueError in the project's words unless `right`: where, expected, got; what to do."""
     if not right:

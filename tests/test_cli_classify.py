@@ -221,7 +221,8 @@ def test_a_report_on_other_features_or_classes_is_refused_in_one_line(
 ):
     Path("table.csv").write_text(re.sub(*change, Path("table.csv").read_text()))
     error = mistake(sample.main, [str(trained[0] / "out/table-lstm")], capsys, place)
-    assert error == "sample.py: table.csv: not what this run has read; restore it\n"
+    need = "not what this run has read; restore it, or name it with --data"
+    assert error == f"sample.py: table.csv: {need}\n"
 
 
 def inputs(folder):
@@ -302,8 +303,8 @@ TRAINING = {  # what is at "bad", and after that name in --data, -> words of the
                   "expected two classes or more, got only yes"),
     "amounts": (".csv", bad_csv(*TOO_MANY), "--target class",
                 "column class: expected 20 numbers at most, got 130"),
-    "NaN": (".csv", bad_csv(*changed(6, "nan,a,no")), "--target class",
-            "line 8, column age: expected a number, got nan"),
+    "infinity": (".csv", bad_csv(*changed(6, "inf,a,no")), "--target class",
+                 "line 8, column age: expected a number, got inf"),
     "no class in a row": (".csv", bad_csv(*changed(6, "26,a,")), "--target class",
                           "column class: expected a class in each row, got 1 rows without"),
     "empty csv": (".csv", lambda path: path.write_text(""), "--target class", "bad.csv"),
@@ -363,7 +364,7 @@ def test_an_array_is_no_table_and_that_is_told_in_one_line(place, trained, capsy
     np.save("new.npy", np.zeros(3))
     run = str(trained[0] / "out/table-lstm")
     error = mistake(sample.main, [run, "--input", "new.npy"], capsys, place)
-    assert "new.npy: line 1: expected UTF-8 text, got byte 0x93" in error
+    assert "new.npy: expected UTF-8 text, got byte 0x93 in line 1" in error
 
 
 def test_a_sound_of_another_rate_is_told_in_one_line(place, capsys, trained):

@@ -19,7 +19,7 @@ import pytest
 
 import sample
 import train
-from minigpt.datasets import signals, tables, tasks, text
+from minigpt.datasets import formats, signals, tables, tasks, text
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.messages import visible
 from minigpt.training import checkpoint
@@ -186,10 +186,10 @@ def originals(folder):
     (folder / "x.tsv").write_text("".join(f"q{i}\ta{i}\n" for i in range(40)))
     (folder / "x.txt").write_text("the quick brown fox, é ü 汉字\n" * 20, encoding="utf-8")
     return {
-        "train-labels-idx1-ubyte.gz": lambda path: signals.read_idx(path, 1),
-        "images-idx3": lambda path: signals.read_idx(path, 3),
-        "x.npy": lambda path: fit(*signals.read_array(path)),
-        "x.wav": lambda path: fit(*signals.read_array(path)),
+        "train-labels-idx1-ubyte.gz": lambda path: formats.read_idx(path, 1),
+        "images-idx3": lambda path: formats.read_idx(path, 3),
+        "x.npy": lambda path: fit(*formats.read_array(path)),
+        "x.wav": lambda path: fit(*formats.read_array(path)),
         "x.csv": lambda path: fit_table(tables.read_csv(path)),
         "x.tsv": lambda path: encode_pairs(tasks.pairs(path, 0)),
         "x.txt": text.read_file,
@@ -201,9 +201,9 @@ def fit(x, rate):
     assert np.isfinite(encoder.scaled(x)).all()
 
 
-def fit_table(columns):
-    encoder = tables.TableEncoder.fit(columns, range(len(next(iter(columns.values())))))
-    assert np.isfinite(encoder.encode_columns(columns)).all()
+def fit_table(table):
+    encoder = tables.TableEncoder.fit(table.columns, range(len(table.lines)), table.lines)
+    assert np.isfinite(encoder.encode_columns(*table)).all()
 
 
 def encode_pairs(task):
@@ -264,9 +264,8 @@ def test_bombs_are_refused_soon_and_take_little_memory(tmp_path, monkeypatch, ca
     )
     tracemalloc.start()
     with pytest.raises(ValueError, match="expected 17 bytes .*, got more than 17 bytes"):
-        signals.read_idx(Path("labels.gz"), 1)
-    columns = tables.read_csv("cells.csv")
-    tables.TableEncoder.fit(columns, range(100_001)).encode_columns(columns)
+        formats.read_idx(Path("labels.gz"), 1)
+    fit_table(tables.read_csv("cells.csv"))
     task = tasks.pairs("lines.tsv", 0)
     with pytest.raises(ValueError, match="lines of .* tokens"):
         for part in task:
@@ -282,7 +281,7 @@ def test_a_number_that_would_drown_all_others_is_refused(cells, tmp_path):
         fit_table(tables.read_csv(tmp_path / "x.csv"))
     np.save(tmp_path / "x.npy", np.array([[0.0, 1.0], [2.0, 1e30]]))
     with pytest.raises(ValueError, match="numbers of a usual size"):
-        fit(*signals.read_array(tmp_path / "x.npy"))
+        fit(*formats.read_array(tmp_path / "x.npy"))
 
 
 def test_a_sound_that_was_cut_short_is_told(tmp_path):
@@ -290,7 +289,7 @@ def test_a_sound_that_was_cut_short_is_told(tmp_path):
     file = tmp_path / "x.wav"
     file.write_bytes(file.read_bytes()[:-10])
     with pytest.raises(ValueError, match="expected 100 bytes of sound, got 90"):
-        signals.read_array(file)
+        formats.read_array(file)
 
 
 @pytest.mark.parametrize("options", [

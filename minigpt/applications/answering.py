@@ -6,7 +6,7 @@ import sys
 
 from minigpt.applications.writing import TextApplication, trained_tokenizer
 from minigpt.datasets import tasks
-from minigpt.messages import say, visible
+from minigpt.messages import note, say, silent, visible
 from minigpt.training.scores import exact, exact_by_kind
 
 
@@ -18,7 +18,7 @@ class Answering(TextApplication):
 
     def preprocess(self):
         say("1 preprocess", f"{self.config.data[0]}: reading ...")
-        self.crc = self.read()
+        self.crc = self.read(note)
         training = tasks.text_of(self.parts.train)
         whole = training + tasks.text_of(self.parts.validation + self.parts.test)
         self.tokenizer = trained_tokenizer(self.config, whole, training)
@@ -32,8 +32,8 @@ class Answering(TextApplication):
         # Each process gets a copy of this object: only the test part is needed again as words.
         self.parts = self.parts._replace(train=[], validation=[])
 
-    def read(self):
-        self.parts = tasks.load(self.config.data[0], self.config.seed)
+    def read(self, tell=silent):
+        self.parts = tasks.load(self.config.data[0], self.config.seed, tell)
         return self.parts.crc()
 
     def build(self, rng):

@@ -7,7 +7,7 @@ application that `restore` has made from a checkpoint. Neither asks which applic
 from tqdm import tqdm
 
 from minigpt.drawing import leave
-from minigpt.messages import say
+from minigpt.messages import say, silent
 from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 
@@ -141,11 +141,16 @@ class Application:
 
     def read_again(self):
         """Read the data once more. Raises ValueError if it is not what the model learned from."""
-        if self.read() != self.crc:
-            raise ValueError(f"{self.config.data[0]}: not what this run has read; restore it")
+        try:
+            same = self.read() == self.crc
+        except FileNotFoundError as e:
+            raise FileNotFoundError(f"{e}, or name it with --data") from None
+        if not same:
+            remedy = "restore it, or name it with --data"
+            raise ValueError(f"{self.config.data[0]}: not what this run has read; {remedy}")
 
-    def read(self):
-        """Read or generate the data -> a checksum of it (CRC-32)."""
+    def read(self, tell=silent):
+        """Read or generate the data -> a checksum of it (CRC-32).  tell: see messages.note"""
         raise NotImplementedError
 
     def scores(self, model):

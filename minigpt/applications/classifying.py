@@ -9,7 +9,7 @@ import numpy as np
 
 from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import examples
-from minigpt.messages import say
+from minigpt.messages import note, say, silent, visible
 from minigpt.nn import model_class
 from minigpt.nn.classifier import classifier
 from minigpt.training.scores import held_out, probabilities
@@ -22,7 +22,7 @@ class Classifying(Application):
 
     def preprocess(self):
         say("1 preprocess", f"{self.config.data[0]}: reading ...")
-        self.crc = self.read()
+        self.crc = self.read(note)
         e = self.examples
         self.kind, self.classes, self.encoder = e.kind, e.classes, e.encoder
         self.uniform = math.log(len(e.classes))
@@ -35,9 +35,9 @@ class Classifying(Application):
         often = f"always {e.classes[most]}: {(truth == most).mean():.2%} right"
         say("", f"to beat: {often}; {self.uniform:.3f} nats")
 
-    def read(self):
-        config = self.config
-        self.examples = examples.load(config.data[0], config.target, config.seed, self.folder)
+    def read(self, tell=silent):
+        c = self.config
+        self.examples = examples.load(c.data[0], c.target, c.seed, self.folder, tell)
         return self.examples.crc()
 
     def build(self, rng):
@@ -77,12 +77,14 @@ class Classifying(Application):
 
     def predict(self, model, path):
         """Print, as CSV, the likeliest class of each example and the probability of every class."""
-        p = probabilities(model, self.encoder.encode(path))
+
+        def tell(message):
+            print(f"sample.py: {visible(message)}", file=sys.stderr)
+
+        p = probabilities(model, self.encoder.encode(path, tell))
         for column, values in getattr(self.encoder, "unseen", {}).items():
             new = ", ".join(f"{value} ({n} rows)" for value, n in values.items())
-            print(
-                f"sample.py: {path}: column {column}: not seen in training: {new}", file=sys.stderr
-            )
+            tell(f"{path}: column {column}: not seen in training: {new}")
         out = csv.writer(sys.stdout, lineterminator="\n")
         out.writerow(["likeliest", *self.classes])
         for row in p:

@@ -14,7 +14,7 @@ from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import text, tokenizer_class, tokenizer_from
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.generate import stream, streams
-from minigpt.messages import say, visible
+from minigpt.messages import note, say, visible
 from minigpt.nn import model_class
 
 
@@ -88,7 +88,7 @@ class Writing(TextApplication):
     def preprocess(self):
         config = self.config
         say("1 preprocess", f"{' '.join(config.data)}: reading ...")
-        characters = text.load(config.data, self.folder)
+        characters = text.load(config.data, self.folder, note)
         self.crc = zlib.crc32(characters.encode())
         training, rest = text.split(characters, config.block_size)
         self.tokenizer = trained_tokenizer(config, characters, training)

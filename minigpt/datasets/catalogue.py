@@ -1,5 +1,6 @@
 """Which kind of data do the words of --data name?"""
 
+import os
 from pathlib import Path
 
 from minigpt.datasets.text import TEXTS
@@ -53,10 +54,26 @@ def kind_of(name, target):
         raise FileNotFoundError(f"{name}: expected a file or folder, found nothing; {remedy}")
     if table:
         if not target:
-            some = ", ".join(list(tables.read_csv(name))[:5])
+            some = ", ".join(list(tables.read_csv(name).columns)[:5])
             check(False, name, "--target COLUMN", "none", f"add it with a column, say of {some}")
         return "table"
-    if signals.mnist_files(path):
-        return "image"
-    files = signals.class_files(path)
-    return signals.kind_of(signals.read_array(files[0])[0]) if files else "text"
+    return signals.kind_of_folder(path) if path.is_dir() else "text"
+
+
+def found(names, run):
+    """Where the data of a run lies: a path that leads nowhere from here is tried as seen from the
+    run's folder and from each folder around it. In one of these its training was started."""
+    run, paths = Path(run).resolve(), []
+    for name in names:
+        places = [name, *(str(folder / name) for folder in (run, *run.parents))]
+        there = [place for place in places if os.path.exists(place)]
+        paths.append(there[0] if there and not is_name(name) else name)
+    return paths
+
+
+def is_name(word):
+    """Whether a word of --data is a name, not a path."""
+    from minigpt.datasets.examples import EXAMPLES
+    from minigpt.datasets.tasks import TASKS
+
+    return word in TEXTS or word in TASKS or word in EXAMPLES

@@ -12,7 +12,7 @@ from minigpt.datasets import signals, splits
 from minigpt.datasets.signals import ArrayEncoder
 from minigpt.datasets.stream import Shuffled
 from minigpt.datasets.tables import MISSING, TableEncoder, number, read_csv
-from minigpt.messages import check, nearest
+from minigpt.messages import check, nearest, silent
 
 
 @dataclass
@@ -44,13 +44,13 @@ def of_arrays(kind, classes, parts, rate):
     return Examples(kind, classes, *parts, encoder, 1 if len(classes) == 2 else None)
 
 
-def of_table(path, seed, target, positive=None, audited=None):
+def of_table(path, seed, target, positive=None, audited=None, tell=silent):
     """Examples of a CSV file.
 
     target: the column of the class; positive: the class that is to be found, by default the second
     of two; audited: a column of ages, by which the report tells errors apart.
     """
-    columns = read_csv(path)
+    columns, lines = read_csv(path, tell)
     remedy = nearest(str(target), columns, f"name one of {', '.join(columns)}")
     check(target in columns, path, f"a column {target}", "none", remedy)
     cells, where = columns.pop(target), f"{path}: column {target}"
@@ -59,8 +59,8 @@ def of_table(path, seed, target, positive=None, audited=None):
     classes, y = signals.labels(cells, where)
     places = splits.stratified(y, seed)
     try:
-        encoder = TableEncoder.fit(columns, places[0])
-        x = encoder.encode_columns(columns)
+        encoder = TableEncoder.fit(columns, places[0], lines, lambda note: tell(f"{path}: {note}"))
+        x = encoder.encode_columns(columns, lines)
     except ValueError as e:
         raise ValueError(f"{path}: {e}") from None
     index = classes.index(positive or classes[1]) if len(classes) == 2 else None
@@ -102,8 +102,11 @@ EXAMPLES = {
 }
 
 
-def load(name, target, seed, folder):
-    """The Examples of a name in EXAMPLES, whose file is in the folder, or of a path."""
+def load(name, target, seed, folder, tell=silent):
+    """The Examples of a name in EXAMPLES, whose file is in the folder, or of a path.
+
+    tell: see messages.note
+    """
     if name in EXAMPLES:
         entry = EXAMPLES[name]
         return entry.load(Path(folder) / entry.file, seed, **entry.columns)
@@ -112,10 +115,10 @@ def load(name, target, seed, folder):
         remedy = nearest(name, EXAMPLES, "check the path")
         raise FileNotFoundError(f"{name}: expected a file or folder, found nothing; {remedy}")
     if not path.is_dir():
-        return of_table(path, seed, target)
+        return of_table(path, seed, target, tell=tell)
     if signals.mnist_files(path):
         return of_arrays(*signals.mnist(path))
-    return of_arrays(*signals.class_folder(path, seed))
+    return of_arrays(*signals.class_folder(path, seed, tell))
 
 
 def encoder_from(config):

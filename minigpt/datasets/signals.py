@@ -1,22 +1,22 @@
-"""Images and sounds as arrays: generated, MNIST's files, folders of .npy and .wav files.
+"""Images and sounds as arrays: generated, MNIST's files, folders with a subfolder per class.
 
 A function that gives examples returns (kind, classes, parts, rate). kind is "image" or "sound".
 parts are training, validation and test, each a pair x, y: images x (N, Y, X, C) or sounds x (N, T),
 and the class of each as y (N,) int32. rate is the samples per second of sounds, or None.
 """
 
-import gzip
-import wave
-import zlib
-from math import pi, prod
+from math import pi
+from pathlib import Path
 
 import numpy as np
 
 from minigpt.datasets import splits
-from minigpt.messages import check
+from minigpt.datasets.formats import LARGEST, READERS, read_array, read_idx
+from minigpt.messages import check, silent
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 MNIST = [f"train-{IMAGES}", f"train-{LABELS}", f"t10k-{IMAGES}", f"t10k-{LABELS}"]
+FOLDER = "MNIST's four files, or a subfolder for each class, of .npy, .wav, .png or .jpg files"
 RATE, SAMPLES = 8000, 4000  # of a generated sound: per second, in all
 
 
@@ -92,16 +92,17 @@ def tones(rng, n, semitones, ratios, amplitudes, damping):
     return draw(0.2, 1) * x
 
 
-LARGEST = 1 << 30  # bytes of an idx file
-
-
 def mnist_files(folder):
-    """{name: path} of those of MNIST's four files that the folder has, plain or as .gz."""
+    """{name: path} of those of MNIST's four files that the folder has, plain or as .gz.
+
+    Some programs unpack them with a dot in the name: train-images.idx3-ubyte.
+    """
     files = {}
     for name in MNIST:
-        for path in (folder / name, folder / f"{name}.gz"):  # the plain one, if there are both
-            if path.exists():
-                files.setdefault(name, path)
+        dotted = name.replace("-idx", ".idx")
+        for path in (name, dotted, f"{name}.gz", f"{dotted}.gz"):  # a plain one, if there are both
+            if (folder / path).exists():
+                files.setdefault(name, folder / path)
     return files
 
 
@@ -124,54 +125,72 @@ def mnist(folder):
     return "image", list("0123456789"), [*parts, (x_test, y_test)], None
 
 
-def read_idx(path, axes):
-    """An idx file of bytes with 1 or 3 axes -> uint8. It begins with 0, 0, 8 (the type of its data)
-    and the number of axes. The length of each axis follows as a big-endian uint32, then the data.
-    """
-    start, magic = 4 + 4 * axes, bytes([0, 0, 8, axes])
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            head = file.read(start)
-            form, got = f"an idx file ({magic.hex(' ')})", head[:4].hex(" ") or "no byte"
-            check(head[:4] == magic, path, form, got, "name another")
-            shape = [int.from_bytes(head[i : i + 4]) for i in range(4, start, 4)]
-            size = prod(shape)
-            check(size < LARGEST, path, f"less than {LARGEST} bytes", size, "name another")
-            data = file.read(size + 1)  # no more: a small .gz may hold any number of zeros
-    except (gzip.BadGzipFile, EOFError, zlib.error) as e:
-        raise ValueError(f"{path}: expected a readable file, got {e}; copy it again") from None
-    got = f"{len(head) + len(data)} bytes"
-    if len(data) > size:
-        got = f"more than {start + size} bytes"
-    check(len(data) == size > 0, path, f"{start + size} bytes for {shape}", got, "copy it again")
-    return np.frombuffer(data, np.uint8).reshape(shape)
+def entries(folder, pattern):
+    """What a folder holds, in order, but for hidden names: systems and editors leave those."""
+    paths = sorted(folder.glob(pattern))
+    return [p for p in paths if not any(n[0] == "." for n in p.relative_to(folder).parts)]
 
 
 def class_files(folder):
-    """The .npy and .wav files in subfolders, in order."""
-    return [p for p in sorted(folder.glob("*/*")) if p.suffix.lower() in (".npy", ".wav")]
+    """The files in subfolders that can be examples, in order."""
+    return [p for p in entries(folder, "*/*") if p.suffix.lower() in READERS and p.is_file()]
 
 
-def class_folder(folder, seed):
+def others(folder, files):
+    """The rest of what the folder and its subfolders hold, in words; "" if there is none."""
+    read = {*files, *(path.parent for path in files)}
+    paths = [p for pattern in ("*", "*/*") for p in entries(folder, pattern) if p not in read]
+    names = ", ".join(str(p.relative_to(folder)) for p in paths[:3])
+    return names + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+
+
+def kind_of_folder(folder):
+    """Whether a folder holds images or sounds.  Raises ValueError, which says what it may hold."""
+    if mnist_files(folder):
+        return "image"
+    files, remedy = class_files(folder), "bring it into this form, or name a file in it"
+    check(files, folder, FOLDER, others(folder, []) or "nothing", remedy)
+    return kind_of(read_array(files[0])[0])
+
+
+def class_folder(folder, seed, tell=silent):
     """A subfolder per class, a file per example; sounds are brought to their median length."""
     files = class_files(folder)
-    check(files, folder, "subfolders of .npy or .wav files", "none", "make one per class")
+    if left := others(folder, files):
+        tell(f"{folder}: left aside {left}; it may hold {FOLDER}")
     classes, y = labels([path.parent.name for path in files], folder)
-    arrays, rates = zip(*map(read_array, files), strict=True)
+    arrays, rate = read_all(folder, files)
     kind = kind_of(arrays[0])
     if kind == "sound":
         length = int(np.median([x.shape[-1] for x in arrays]))
         arrays = [fitted(x, length) for x in arrays]
-    shape = arrays[0].shape
-    for path, x, rate in zip(files, arrays, rates, strict=True):
-        check(x.ndim < 4, path, "1 to 3 axes", x.ndim, "store one example per file")
-        check(x.shape == shape, path, f"shape {shape} as in {files[0]}", x.shape, "make them equal")
-        check(rate == rates[0], path, f"{rates[0]} samples per second", rate, "make them equal")
     x = np.stack(arrays)
     if x.ndim == 3:  # images without channels: one
         x = x[..., None]
     parts = [(x[places], y[places]) for places in splits.stratified(y, seed)]
-    return kind, classes, parts, rates[0]
+    return kind, classes, parts, rate
+
+
+def read_all(folder, files):
+    """The files of a folder -> their arrays, and the samples per second of sounds or None.
+
+    Each is compared with the first as soon as it is read: images of other sizes must not pile up.
+    """
+    arrays, first, rate = [], None, None
+    for path in files:
+        x, own = read_array(path)
+        if first is None:
+            first, rate = x, own
+            few = kind_of(x) == "sound" or x.size * len(files) <= LARGEST
+            wanted = f"at most {LARGEST:,} numbers in all images"
+            check(few, folder, wanted, x.size * len(files), "make them smaller")
+        check(x.ndim < 4, path, "1 to 3 axes", x.ndim, "store one example per file")
+        alike = x.shape == first.shape or kind_of(x) == kind_of(first) == "sound"
+        remedy = "make them equal"
+        check(alike, path, f"shape {first.shape} as in {files[0]}", x.shape, remedy)
+        check(own == rate, path, f"{rate} samples per second", own, remedy)
+        arrays.append(x)
+    return arrays, rate
 
 
 def kind_of(x):
@@ -183,42 +202,6 @@ def fitted(x, length):
     """Sounds (..., T) cut, or continued by silence, to the length."""
     x = x[..., :length]
     return np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, length - x.shape[-1])])
-
-
-def read_array(path):
-    """A .npy or .wav file -> its numbers as float32, and its samples per second or None."""
-    try:
-        if str(path).lower().endswith(".wav"):
-            x, rate = read_wav(path)
-        else:
-            # Mapping fails if the file is shorter than its header says, so a false header takes no
-            # memory; and no pickled object, which could run code, is read.
-            x, rate = np.lib.format.open_memmap(path, mode="r"), None
-            with np.errstate(over="ignore"):  # then it is infinite, and refused
-                x = x.astype(np.float32, casting="same_kind")
-    except OSError:
-        raise
-    except Exception as e:  # NumPy reads the header of a .npy with Python's own parser
-        if str(e).startswith(f"{path}: "):
-            raise
-        form, got = "numbers in .npy, or 8 or 16 bits in .wav", repr(e).splitlines()[0][:100]
-        raise ValueError(f"{path}: expected {form}, got {got}; convert it") from None
-    right = x.ndim and x.size and np.isfinite(x).all()
-    check(right, path, "an array of finite numbers", "NaN, infinity or no array", "correct it")
-    return x, rate
-
-
-def read_wav(path):
-    """A .wav file -> its samples (T,) in [-1, 1), the mean of its channels, and their rate."""
-    with wave.open(str(path), "rb") as f:
-        channels, width, rate, n = f.getparams()[:4]
-        raw = f.readframes(n)
-    size = n * channels * width
-    check(len(raw) == size, path, f"{size} bytes of sound", len(raw), "copy it again")
-    # width, in bytes: 1 is unsigned, with silence at 128; 2 is signed.
-    form, silence, loudest = {1: ("u1", 128, 128), 2: ("<i2", 0, 32768)}[width]
-    x = np.frombuffer(raw, form).reshape(-1, channels).mean(1, np.float32)
-    return (x - silence) / loudest, rate
 
 
 class ArrayEncoder:
@@ -242,8 +225,8 @@ class ArrayEncoder:
         """raw -> x float32"""
         return (raw.astype(np.float32) - self.mean) / self.scale
 
-    def encode(self, path):
-        """A .npy file of one example or several, or a .wav file -> x (N, *shape)"""
+    def encode(self, path, tell=silent):
+        """A .npy file of one example or several, or a sound or image of its own -> x (N, *shape)"""
         raw, rate = read_array(path)
         if self.kind == "sound":
             same = rate in (self.rate, None)
@@ -253,7 +236,8 @@ class ArrayEncoder:
         if shape[2:] == (1,) and raw.shape[-1:] != (1,):
             shape = shape[:2]  # the one channel of images may be left out
         wanted = f"{self.kind}s of {' x '.join(map(str, shape))}"
-        right = raw.shape == shape or raw.shape[1:] == shape
+        several = raw.shape[1:] == shape and Path(path).suffix.lower() == ".npy"
+        right = raw.shape == shape or several
         check(right, path, wanted, " x ".join(map(str, raw.shape)), "convert it")
         return self.scaled(raw.reshape(-1, *self.shape))
 

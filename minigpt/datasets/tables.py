@@ -2,55 +2,76 @@
 
 import csv
 import io
+import re
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from minigpt.messages import check
+from minigpt.files import decoded
+from minigpt.messages import check, silent
 
-MISSING = {"", "?", "NA"}  # cells that say nothing
+# Cells that say nothing. The last three say nothing among numbers only: "none" may be an answer,
+# and "-" the opposite of "+".
+MISSING = {"", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null"}
+AMONG_NUMBERS = MISSING | {"None", "none", "-"}
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?( ?%)?", re.ASCII)  # 1,000
+DECIMAL = re.compile(r"[+-]?\d+,\d+( ?%)?", re.ASCII)  # 1,5
+POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+", re.ASCII)  # 1.000, which may be a thousand
+# What a person reads as a number, though nothing here does: $5, 1 000, 1.234,5
+LIKE_NUMBERS = re.compile(
+    r"[+-]?[$€£¥]? ?(\d{1,3}([ .,'’\u00a0\u202f]\d{3})+|\d+)([.,]\d+)? ?[%$€£¥]?", re.ASCII
+)
 
 
-def read_csv(path):
-    """{column: cells without outer spaces} of a table whose first line names the columns.
+class Table(NamedTuple):
+    """columns: {name: cells without outer spaces}; lines: the number of each row's line."""
+
+    columns: dict
+    lines: list
+
+
+def read_csv(path, tell=silent):
+    """The Table in a file whose first line names the columns.  tell: see messages.note
 
     Raises FileNotFoundError, or ValueError with the line if the file is no such table.
     """
-    (_, header), *rows = read_rows(path)
-    where, most = f"{path}: line 1", max(header, key=header.count)
-    named = any(number(name) is None for name in header)
-    check(named, where, "names of columns", "numbers", "add a header")
-    check("" not in header, where, "a name for each column", "one without", "name it")
-    check(header.count(most) == 1, where, "different names", f"{most} twice", "rename one")
+    delimiter, ((_, header), *rows) = read_rows(path, tell)
     for line, cells in rows:
         right = len(cells) == len(header)
         check(right, f"{path}: line {line}", f"{len(header)} cells", len(cells), "mend the line")
-    columns = {}
-    for i, name in enumerate(header):
-        columns[name] = [cells[i] for _, cells in rows]
-        x = [0.0 if cell in MISSING else number(cell) for cell in columns[name]]
-        if None not in x:  # a column of numbers
-            finite = np.isfinite(x)
-            wrong = finite.argmin()  # the place of the first nan or inf, if there is one
-            where, got = f"{path}: line {rows[wrong][0]}, column {name}", columns[name][wrong]
-            check(finite.all(), where, "a number", got, "write NA where it is missing")
-    return columns
+    lines, grid = zip(*rows, strict=True)
+    columns = list(zip(*grid, strict=True))
+    if is_index(header[0], columns[0]):
+        tell(f"{path}: its first column has no name and counts the rows: left out")
+        header, columns = header[1:], columns[1:]
+    check_names(f"{path}: line 1", header)
+    table = Table({}, list(lines))
+    for name, cells in zip(header, columns, strict=True):
+        read = table.columns[name] = without_commas(cells, delimiter)
+        changed = [i for i, cell in enumerate(cells) if read[i] != cell]
+        if changed:
+            first = changed[0]
+            where = f"{path}: line {lines[first]}, column {name}"
+            tell(f"{where}: {cells[first]} is read as {read[first]}")
+            if delimiter != ",":
+                refuse_points(path, name, cells, lines)
+    return table
 
 
-def read_rows(path):
-    """[(number of its line, its cells)] of each line that is not empty. Of comma, semicolon and tab
-    the one that is most frequent in the first line separates cells."""
-    try:
-        text = Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        lost = f"{path}: expected a file, found nothing; check the path"
-        raise FileNotFoundError(lost) from None
-    except UnicodeDecodeError as e:
-        line, byte = e.object.count(b"\n", 0, e.start) + 1, f"byte 0x{e.object[e.start]:02x}"
-        check(False, f"{path}: line {line}", "UTF-8 text", byte, "convert it, say with iconv")
-    first = text.partition("\n")[0]
-    delimiter, rows, line = max(",;\t", key=first.count), [], 1
+def read_rows(path, tell):
+    """What separates the cells of a file, and [(number of its line, its cells)] of each line that
+    is not empty. It is that of comma, semicolon and tab which is most frequent in the first line;
+    what stands in quotes does not count."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path}: expected a file, found nothing; check the path")
+    check(Path(path).is_file(), path, "a .csv file", "a folder, a device or a pipe", "name another")
+    text = decoded(path, Path(path).read_bytes(), tell)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    first = re.match(r'(?:"[^"]*"|[^"\n])*', text.lstrip("\n"))[0]
+    delimiter = max(",;\t", key=re.sub(r'"[^"]*"', "", first).count)
     reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
+    rows, line = [], 1
     try:
         for cells in reader:
             if any(cells):
@@ -59,15 +80,109 @@ def read_rows(path):
     except csv.Error as e:
         check(False, f"{path}: line {line}", "cells", e, "mend it")
     check(len(rows) > 1, path, "a header and rows", f"{len(rows)} lines", "add rows")
-    return rows
+    return delimiter, rows
+
+
+def is_index(name, cells):
+    """Whether a column only counts the rows, as pandas and R write it beside a table."""
+    unnamed = name in ("", "Unnamed: 0")  # what pandas calls it when it reads it back
+    return unnamed and all(map(str.isdecimal, cells)) and len({*cells}) == len(cells)
+
+
+def check_names(where, header):
+    """Raise ValueError unless the cells of the first line can name columns."""
+    check(header, where, "names of columns", "none", "add columns")
+    most = max(header, key=header.count)
+    named = any(number(name) is None for name in header)
+    check(named, where, "names of columns", "numbers", "add a header")
+    check("" not in header, where, "a name for each column", "one without", "name it")
+    check(header.count(most) == 1, where, "different names", f"{most} twice", "rename one")
+
+
+def without_commas(cells, delimiter):
+    """The cells, those that are numbers with commas spelled as float() reads them.
+
+    Where commas separate cells, a number with commas is in quotes, and they separate thousands:
+    "1,000" becomes 1000. Elsewhere a comma is the decimal point: 1,5 becomes 1.5.
+    """
+    form, sign = (THOUSANDS, "") if delimiter == "," else (DECIMAL, ".")
+    plain = []
+    for cell in cells:
+        number_with_comma = "," in cell and form.fullmatch(cell)
+        plain.append(cell.replace(",", sign) if number_with_comma else cell)
+    return plain
+
+
+def refuse_points(path, name, cells, lines):
+    """Raise ValueError if a column with decimal commas has 1.000, which is 1000 there, or 1."""
+    for line, cell in zip(lines, cells, strict=True):
+        if "." in cell and POINTS.fullmatch(cell):
+            remedy = f"write {cell.replace('.', '')}, or {cell.replace('.', ',')}"
+            where = f"{path}: line {line}, column {name}"
+            check(False, where, "a decimal comma or none", cell, remedy)
 
 
 def number(cell):
-    """The float that a cell spells, or None. 1_0 is None, although Python reads it as 10."""
+    """The float that a cell spells, or None: 5% is 0.05. 1_0 is None, although Python reads 10."""
     try:
-        return None if "_" in cell else float(cell)
+        x = float(cell.removesuffix("%"))
     except ValueError:
         return None
+    if "_" in cell:
+        return None
+    return x / 100 if cell.endswith("%") else x
+
+
+def floats(cells):
+    """N cells of a column -> x (N,), NaN where one is no number; missing (N,) bool, where x is 0"""
+    missing = [cell in AMONG_NUMBERS for cell in cells]
+    x = [0.0 if gap else number(cell) for cell, gap in zip(cells, missing, strict=True)]
+    return np.array(x, float), np.array(missing, bool)  # None becomes NaN
+
+
+def holds_numbers(name, cells, x, missing, lines, tell):
+    """Whether a column is one of numbers, by all its cells; otherwise it is one of categories.
+
+    Where nearly all are numbers, or look like it, the first other cell is refused: as categories
+    they would lose their order and size.  x, missing: floats(cells). Raises ValueError.
+    """
+    known, odd = np.flatnonzero(~missing), np.flatnonzero(~np.isfinite(x))
+    if not len(known):
+        return MISSING.issuperset(cells)
+    if not len(odd):
+        check_alike(name, cells, known, lines)
+        return True
+    words = [i for i in odd if np.isnan(x[i]) and not LIKE_NUMBERS.fullmatch(cells[i])]
+    where, cell = f"{place(odd[0], lines)}, column {name}", shown(cells[odd[0]])
+    remedy = "write plain digits, or NA where it is missing"
+    check(len(words) > 0.1 * len(known), where, "a number", cell, remedy)
+    if len(odd) < len(known):
+        mixed = f"{len(odd)} of {len(known)} cells are no numbers"
+        tell(f"{where}: {cell}; {mixed}, so it is read as categories")
+    return False
+
+
+def check_alike(name, cells, known, lines):
+    """Raise ValueError if only some numbers have a %: 5 beside 5% may be 5 or 0.05."""
+    percent = [cells[i].endswith("%") for i in known]
+    if len({*percent}) == 1:
+        return
+    other = known[percent.index(not percent[0])]
+    where, like = (
+        f"{place(other, lines)}, column {name}",
+        f"a number spelled like {cells[known[0]]}",
+    )
+    check(False, where, like, cells[other], "write % after all or after none")
+
+
+def shown(cell):
+    """A cell in a message: its beginning, on one line."""
+    return " ".join(cell.split())[:40]
+
+
+def place(i, lines):
+    """Where row i stands: in its line, if it comes from a file."""
+    return f"line {lines[i]}" if lines else f"row {i + 1}"
 
 
 class TableEncoder:
@@ -92,36 +207,43 @@ class TableEncoder:
         self.shape = [len(c["values"]) if "values" in c else 1 + c["missing"] for c in columns]
 
     @classmethod
-    def fit(cls, columns, rows):
-        """The encoder of a training part.  columns {name: cells}, rows: the places of its rows"""
+    def fit(cls, columns, rows, lines=(), tell=silent):
+        """The encoder of a training part.  columns {name: cells}, rows: the places of its rows
+
+        What kind a column is does not depend on which rows are drawn for training. lines: see Table
+        """
         fitted = []
         for name, cells in columns.items():
-            fitted.append(fit_column(name, [cells[i] for i in rows]))
+            x, missing = floats(cells)
+            if holds_numbers(name, cells, x, missing, lines, tell):
+                fitted.append(fit_numbers(name, x, missing, rows))
+            else:
+                fitted.append(fit_categories(name, cells, rows))
         return cls(fitted)
 
-    def encode_columns(self, columns):
+    def encode_columns(self, columns, lines=()):
         """{name: N cells} -> x (N, F) float32"""
         parts, self.unseen = [], {}
         for column in self.columns:
             name, got = column["name"], ", ".join(columns)
             check(name in columns, f"column {name}", "one of this name", got, "add it")
-            cells = ["" if cell in MISSING else cell for cell in columns[name]]
             if "values" in column:
-                place = {value: i for i, value in enumerate(column["values"])}
-                places = np.array([place.get(cell, -1) for cell in cells])
-                parts.append(places[:, None] == np.arange(len(place)))
-                new = set(cells) - set(place)
+                cells = ["" if cell in MISSING else cell for cell in columns[name]]
+                values = {value: i for i, value in enumerate(column["values"])}
+                places = np.array([values.get(cell, -1) for cell in cells])
+                parts.append(places[:, None] == np.arange(len(values)))
+                new = set(cells) - set(values)
                 if new:
                     self.unseen[name] = {value: cells.count(value) for value in sorted(new)}
             else:
-                parts.append(numbers(cells, column))
+                parts.append(numbers(columns[name], column, lines))
         return np.concatenate(parts, 1, dtype=np.float32)
 
-    def encode(self, path):
+    def encode(self, path, tell=silent):
         """The rows of a CSV file -> x (N, F). Columns that training did not have are not read."""
-        columns = read_csv(path)
+        table = read_csv(path, tell)
         try:
-            return self.encode_columns(columns)
+            return self.encode_columns(*table)
         except ValueError as e:
             raise ValueError(f"{path}: {e}") from None
 
@@ -129,32 +251,33 @@ class TableEncoder:
         return {"kind": "table", "columns": self.columns}
 
 
-def fit_column(name, cells):
-    """What TableEncoder must know of a column, from its cells in the training part."""
-    known = [cell for cell in cells if cell not in MISSING]
-    missing = len(known) < len(cells)
-    x = [number(cell) for cell in known] or [0.0]
-    if None in x or not np.isfinite(x).all():
-        values = sorted({*known, ""} if missing else {*known})
-        remedy = "leave the column out if it only identifies the rows"
-        check(len(values) <= 100, f"column {name}", "100 categories at most", len(values), remedy)
-        return {"name": name, "values": values}
-    constant = min(x) == max(x)  # np.std of a constant may be a little above 0, by rounding
-    with np.errstate(over="ignore"):
-        scale = 1.0 if constant else float(np.std(x))
-    usual = np.isfinite(scale) and abs(max(x, key=abs)) < 1e30
-    check(usual, f"column {name}", "numbers below 1e30", max(x, key=abs), "correct them")
-    return {"name": name, "mean": float(np.mean(x)), "scale": scale, "missing": missing}
+def fit_numbers(name, x, missing, rows):
+    """What TableEncoder must know of a column of numbers: mean and scale of the training part."""
+    most = max(x, key=abs, default=0.0)
+    check(abs(most) < 1e30, f"column {name}", "numbers below 1e30", most, "correct them")
+    known = x[rows][~missing[rows]]
+    if not len(known):
+        known = np.zeros(1)
+    # np.std of a constant may be a little above 0, by rounding; of numbers below 1e-160 it is 0.
+    scale = 1.0 if known.min() == known.max() else float(np.std(known)) or 1.0
+    gaps = bool(missing[rows].any())
+    return {"name": name, "mean": float(np.mean(known)), "scale": scale, "missing": gaps}
 
 
-def numbers(cells, column):
+def fit_categories(name, cells, rows):
+    """What TableEncoder must know of a column of categories: those in the training part."""
+    cells = ["" if cell in MISSING else cell for cell in cells]
+    count, remedy = len({*cells}), "leave the column out if it only identifies the rows"
+    check(count <= 100, f"column {name}", "100 categories at most", count, remedy)
+    return {"name": name, "values": sorted({cells[i] for i in rows})}
+
+
+def numbers(cells, column, lines):
     """N cells -> (N, 1), or (N, 2) with a feature that says missing"""
-    missing = [not cell for cell in cells]
-    x = [number(cell) if cell else column["mean"] for cell in cells]
-    x = np.array(x, float)  # None, of a cell that is no number, becomes NaN
+    x, missing = floats(cells)
     wrong = np.flatnonzero(~np.isfinite(x))
     if len(wrong):
-        where = f"row {wrong[0] + 1}, column {column['name']}"
-        check(False, where, "a number as in training", cells[wrong[0]], "mend it or write NA")
-    x = (x - column["mean"]) / column["scale"]
+        where, got = f"{place(wrong[0], lines)}, column {column['name']}", shown(cells[wrong[0]])
+        check(False, where, "a number as in training", got, "mend it or write NA")
+    x = np.where(missing, 0, (x - column["mean"]) / column["scale"])
     return np.stack([x, missing] if column["missing"] else [x], 1)

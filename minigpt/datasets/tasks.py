@@ -15,7 +15,7 @@ from minigpt.datasets.stories import story
 from minigpt.datasets.stream import Shuffled
 from minigpt.datasets.text import read_file
 from minigpt.engine.functional import IGNORED
-from minigpt.messages import check
+from minigpt.messages import check, silent
 
 MOST = 100_000_000  # tokens of a part, filled up: 0.8 GB
 
@@ -150,13 +150,13 @@ def both_ways(numbers, rng):
     return [examples[i] for i in rng.permutation(len(examples))]
 
 
-def pairs(path, seed):
+def pairs(path, seed, tell=silent):
     """The lines of a file, each a source, a tab and its target; a tenth of the sources each for
     validation and test.  Raises ValueError with the first line that is no such pair."""
     # A source with several targets must not be asked in two parts, so its pairs stay together. A
     # dict of each source's pairs by target keeps one of pairs that are there twice.
     of_source = {}
-    for number, line in enumerate(read_file(path).split("\n"), 1):
+    for number, line in enumerate(read_file(path, tell).split("\n"), 1):
         cells = [" ".join(cell.split()) for cell in line.split("\t")]
         if any(cells):
             right, got = len(cells) == 2 and all(cells), f"{line[:40]!r}"
@@ -177,6 +177,6 @@ def pairs(path, seed):
 TASKS = {"qa": stories, "translation": numerals}  # what --data may name: function(seed) -> Task
 
 
-def load(name, seed):
+def load(name, seed, tell=silent):
     """The Task of a name in TASKS, or of the path of a .tsv file."""
-    return TASKS[name](seed) if name in TASKS else pairs(name, seed)
+    return TASKS[name](seed) if name in TASKS else pairs(name, seed, tell)

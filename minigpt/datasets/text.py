@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.datasets.stream import Shuffled
-from minigpt.files import write_whole
-from minigpt.messages import check, nearest
+from minigpt.files import decoded, write_whole
+from minigpt.messages import check, nearest, silent
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}
 KEYS = {"uniform", "unigram", "bzip2", "n_grams", "best", "order", "read"}  # of baselines()
@@ -79,26 +79,21 @@ def cached(path, make, read=str):
     return read(data.decode())
 
 
-def read_file(path):
-    """The text of a UTF-8 file, without a byte order mark, with "\\n" for Windows' line ends."""
+def read_file(path, tell=silent):
+    """The text of a file, with "\\n" for Windows' line ends.  tell: see messages.note"""
     if not os.path.exists(path):
         remedy = nearest(path, TEXTS, f"check the path or use {', '.join(TEXTS)}")
         raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
     check(not os.path.isdir(path), path, "a text file", "a folder", "name files in it")
     check(os.path.isfile(path), path, "a text file", "a device or a pipe", "save it first")
-    try:
-        text = Path(path).read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeDecodeError as e:
-        line = e.object.count(b"\n", 0, e.start) + 1
-        got = f"byte 0x{e.object[e.start]:02x} in line {line}; convert it, say with iconv"
-        raise ValueError(f"{path}: expected UTF-8 text, got {got}") from None
+    text = decoded(path, Path(path).read_bytes(), tell).replace("\r\n", "\n")
     check(text.strip(), path, "text", "an empty file", "name another")
     return text
 
 
-def load(names, cache):
+def load(names, cache, tell=silent):
     """The texts that a command line names, each a name in TEXTS or a path, joined by line ends."""
-    texts = [TEXTS[name](cache) if name in TEXTS else read_file(name) for name in names]
+    texts = [TEXTS[name](cache) if name in TEXTS else read_file(name, tell) for name in names]
     return "\n".join(texts)
 
 

@@ -9,6 +9,7 @@ from minigpt.engine.arrays import module_of
 from minigpt.engine.autograd import raw
 from minigpt.engine.convolution import max_pool2d, relu
 from minigpt.engine.ops import matmul, mean
+from minigpt.messages import check
 from minigpt.nn.convolution import Conv, ConvolutionalModel
 from minigpt.nn.language import norm
 from minigpt.nn.layers import Dropout, Embedding, Linear
@@ -51,6 +52,11 @@ class Patches(Module):
     def forward(self, x):
         y = self.conv(x.reshape(len(x), *self.shape))
         return y.reshape((len(x), self.count, y.shape[3]))
+
+
+def patch_side(shape):
+    """The side of a patch: 2 if Y = 8, so that there are 4 x 4 of them, and 4 if Y = 28: 7 x 7."""
+    return max(2, shape[0] // 7)
 
 
 def strided(n_out, rng):
@@ -106,8 +112,8 @@ class Classifier(Module):
             return Columns(shape, n_embd, rng), len(shape)
         if kind == "sound":
             tokens = Heard(shape[0], n_embd, rng)
-        elif model.heads:  # attention reads squares: 4 x 4 patches if Y = 8, 7 x 7 if Y = 28
-            side = max(2, shape[0] // 7)
+        elif model.heads:  # attention reads squares
+            side = patch_side(shape)
             tokens = Patches(shape, (side, side), n_embd, rng)
         else:  # the others read row by row
             tokens = Patches(shape, (1, shape[1]), n_embd, rng)
@@ -164,11 +170,24 @@ class CNN(Module):
         return 6 * (conv * self.positions + self.hidden.weight.size)
 
 
+def refuse_small(model, shape):
+    """Raise ValueError if images (Y, X, C) are too small to be pooled, or cut into patches."""
+    side = 1
+    if issubclass(model, ConvolutionalModel):
+        side = 2
+    elif model.heads:
+        side = patch_side(shape)
+    wanted, got = f"images of {side} x {side} or more", f"{shape[0]} x {shape[1]}"
+    check(min(shape[:2]) >= side, "--model", wanted, got, "choose lstm, which reads row by row")
+
+
 def classifier(kind, model, shape, config, rng):
     """The classifier of a family (its class of language models), for config.vocab_size classes.
 
     Convolution classifies by a CNN, the other families by the blocks they write with.
     """
+    if kind == "image":
+        refuse_small(model, shape)
     if issubclass(model, ConvolutionalModel):
         return CNN(kind, shape, config, rng)
     return Classifier(kind, model, shape, config, rng)

@@ -8,7 +8,7 @@ from copy import copy
 from dataclasses import dataclass, field, fields
 from functools import partial
 
-from minigpt.messages import nearest
+from minigpt.messages import nearest, visible
 from minigpt.training import OPTIMIZERS
 from minigpt.training.optim import SCHEDULES
 
@@ -28,8 +28,8 @@ class Config:
     data: list = option(
         ["manual"],
         "manual (this Python's documentation) or text files; to answer: qa, translation, a .tsv; "
-        "to classify: digits, sounds, tumours, credit, a .csv with --target, MNIST's folder, a "
-        "folder of .npy or .wav",
+        "to classify: digits, sounds, tumours, credit, a .csv with --target, MNIST's folder, or a "
+        "folder with a subfolder of .npy, .wav, .png or .jpg for each class",
         nargs="+",
     )
     model: str = option(
@@ -144,7 +144,7 @@ class Parser(argparse.ArgumentParser):
             _, word, listed = message.split("'", 2)
             hint = nearest(word, listed.translate(dict.fromkeys(b"',()")).split())
             message += f"; {hint}" if hint else ""
-        self.exit(2, f"{self.prog}: {message}\n")
+        self.exit(2, f"{self.prog}: {visible(message)}\n")
 
 
 def add_options(parser, choices):

@@ -126,7 +126,7 @@ def one_repeat(name, repeat):
     from minigpt.training.scores import accuracy, auc
 
     target, positive = (EXAMPLES[name].columns[key] for key in ("target", "positive"))
-    columns = tables.read_csv(measure.ROOT / "data" / f"{name}.csv")
+    columns = tables.read_csv(measure.ROOT / "data" / f"{name}.csv").columns
     y = (np.array(columns.pop(target)) == positive).astype(np.int32)
     for train, test in StratifiedKFold(5, shuffle=True, random_state=repeat).split(y, y):
         encoder = tables.TableEncoder.fit(columns, train)
