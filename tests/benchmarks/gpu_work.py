@@ -11,10 +11,10 @@ from types import SimpleNamespace
 import numpy as np
 
 from minigpt.engine.fast_cupy import per_warp, product
+from minigpt.hub import hub_name
 from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 from tests.benchmarks import competitor
-from tests.hugging_face import hugging_face_name
 from tests.shapes.arrays import fresh, ledger
 from tests.shapes.library import registered, shapes
 
@@ -47,7 +47,7 @@ def model(shape, form):
     made = model_class(form)(GPTConfig(**shape), np.random.default_rng(0))
     if form == "gpt2":
         for name, p in made.named_parameters().items():
-            p.data[...] = competitor.array(hugging_face_name(name), p.shape)
+            p.data[...] = competitor.array(hub_name(name), p.shape)
     return made
 
 
