@@ -179,14 +179,17 @@ def test_a_command_says_and_writes_what_it_does_in_one_process(text):
 
 @with_mpi
 def test_a_rank_that_sees_neither_data_nor_folder_trains_and_writes_nothing(text):
-    """As on another machine: rank 1 runs in an empty folder, also when the run goes on."""
-    (text / "elsewhere").mkdir()
+    """As on another machine: rank 1 runs in another folder, also when the run goes on."""
+    other = text / "elsewhere" / "run" / "best.safetensors"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"another file of this name")
     for words in (f"{TINY} --steps 5 --out run", "--resume --steps 10 --out run"):
         here = command(1, *words.split())
         there = [MPIEXEC, "-n", "1", "-wdir", str(text / "elsewhere"), *here[3:]]
         done = subprocess.run([*here, ":", *there[1:]], cwd=text, capture_output=True, timeout=60)
         assert (done.returncode, done.stderr) == (0, b"") and b", 2 workers" in done.stdout
-    assert not [*(text / "elsewhere").iterdir()]
+    assert contents(other.parent) == {other.name: b"another file of this name"}
+    assert [*(text / "elsewhere").iterdir()] == [other.parent]
 
 
 @with_mpi
@@ -278,7 +281,7 @@ def test_more_ranks_than_windows_are_refused(text):
     words = f"{TINY} --steps 9 --batch-size 4 --accumulate 2 --out run".split()
     code, _, err = ranks(3, *words, cwd=text)
     assert code == 2 and err.count("\n") == 1
-    assert "expected at most 2, --batch-size / --accumulate, got 3" in err
+    assert "mpiexec -n: expected at most 2, --batch-size / --accumulate, got 3" in err
 
 
 @with_mpi
