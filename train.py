@@ -5,6 +5,7 @@ python train.py --data FILE    ... from a text of your own
 python train.py --data digits --model conv    a CNN learns to read digits; see README for more
 python train.py --resume       continue a run that was stopped, as if it had never been stopped
 python train.py --model gpt3-175b --dry-run    what GPT-3 would cost
+mpiexec -n 4 python train.py   ... in four processes, on one machine or several
 """
 
 import argparse
@@ -12,6 +13,7 @@ import contextlib
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +29,7 @@ from minigpt.nn import MODELS
 from minigpt.nn.module import Flat
 from minigpt.training import folder, optimizer_class, stopping, strangers
 from minigpt.training.config import Parser, add_options
-from minigpt.training.ranks import Alone
+from minigpt.training.ranks import Alone, started_by_mpi
 from minigpt.training.trainer import Trainer, mean_loss
 
 CACHE = Path(__file__).resolve().parent / "data"
@@ -46,6 +48,7 @@ def main(words=None):
         if dry:
             return estimate(given)
         out = options.folder_of(given)
+        one_process_per_rank(given)
         with contextlib.nullcontext() if check else folder.claimed(out, create=not resume):
             if resume:
                 folder.bring_back(out)
@@ -85,7 +88,8 @@ def six_steps(kind, config, saved, check=False):
     config.workers = number_of_processes(config, model)
     say("", where)
     if library is np:
-        say("", plan.memory_of_a_run(config, model, (application, windows), x, y))
+        crew = replace(config, workers=max(config.workers, started_by_mpi()[1]))
+        say("", plan.memory_of_a_run(crew, model, (application, windows), x, y))
 
     # 3 initialise: with random weights every answer is about equally likely, and the loss shows it.
     application.first = first = mean_loss(model, x, y, 32) * application.scale
@@ -144,6 +148,15 @@ def check_gradients(kind, model, x, y):
         sys.exit(1)
 
 
+def one_process_per_rank(given):
+    """With MPI: let the options say so. Raises ValueError if they ask for more."""
+    if (size := started_by_mpi()[1]) > 1:
+        got = given.setdefault("workers", 1)
+        if got > 1:
+            each = f"expected 1 in each of the {size} processes of mpiexec -n {size}"
+            raise ValueError(f"--workers: {each}, got {got}; leave it out")
+
+
 def number_of_processes(config, model):
     """--workers, or as many processes as save time."""
     if config.workers == 1:
@@ -154,7 +167,12 @@ def number_of_processes(config, model):
 
 
 def share(program, config, model, *rest):
-    """Run program(ranks, config, model, *rest) in config.workers processes."""
+    """Run program(ranks, config, model, *rest) in config.workers processes, or in those of MPI."""
+    if started_by_mpi()[1] > 1:
+        from minigpt.training import mpi
+
+        where = "cpu" if model.library is np else "gpu", config.precision
+        return mpi.run(where, program, config, model, *rest)
     if config.workers == 1:
         return program(Alone(), config, model, *rest)
     from minigpt.training import processes
@@ -168,6 +186,10 @@ def check_room(kind, config, library, saved):
     The workers of a resumed run are not refused if their number is unchanged: it may be a smaller
     machine than the one that began it.
     """
+    size, windows = started_by_mpi()[1], config.batch_size // config.accumulate
+    if size > windows:
+        expected = f"at most {windows}, --batch-size / --accumulate"
+        raise ValueError(f"mpiexec -n: expected {expected}, got {size}; start fewer")
     before = saved[1]["config"]["workers"] if saved else None
     if config.workers not in (None, 1, before):
         from minigpt.training import processes
@@ -211,14 +233,24 @@ def command_line():
     return parser
 
 
+def command(end=stopping.end_as):
+    """main(), and what follows from how it ends; end(number): as the signal ends a program."""
+    try:
+        if number := main():
+            end(number)
+    except KeyboardInterrupt as stop:  # before there is anything to save, or at the second Ctrl-C
+        print("stopped; what was saved stays")
+        end(getattr(stop, "number", signal.SIGINT))
+    except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
+        os._exit(0)
+
+
 if __name__ == "__main__":
     for file in filter(None, (sys.stdout, sys.stderr)):
         file.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
-    try:
-        if number := main():
-            stopping.end_as(number)
-    except KeyboardInterrupt as stop:  # before there is anything to save, or at the second Ctrl-C
-        print("stopped; what was saved stays")
-        stopping.end_as(getattr(stop, "number", signal.SIGINT))
-    except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
-        os._exit(0)
+    if started_by_mpi()[1] > 1:
+        from minigpt.training import mpi
+
+        mpi.together(command)
+    else:
+        command()

@@ -87,6 +87,7 @@ training/fast_optim.py    6  optimizers in place; Muon's matrices shared out
 training/gpu.py          10  a step on a GPU, for which the CPU does not wait
 training/parallel.py     10  processes that add up their gradients
 training/processes.py    12  starting them, ending them, and how many pay
+training/mpi.py           8  the same on several machines or GPUs, which MPI connects
 """
 
 from minigpt.engine.autograd import Tensor, no_grad

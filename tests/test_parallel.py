@@ -125,9 +125,9 @@ def test_a_resumed_run_of_two_ranks_is_the_undisturbed_one_bit_for_bit(tmp_path,
     assert ends[0] == ends[1] and len(ends[0][0]) == 2
 
 
-def go(ranks, folder, stop):
+def go(ranks, folder, stop, **options):
     """A run that ends after step `stop` or at its end; it continues what is in the folder."""
-    trainer = new_trainer(folder, ranks=ranks)
+    trainer = new_trainer(folder, ranks=ranks, **options)
     saved = trainer.out / "last.safetensors"
     ranks.barrier()
     if saved.exists():

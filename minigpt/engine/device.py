@@ -11,11 +11,12 @@ import numpy as np
 from minigpt.engine.arrays import LIBRARIES
 
 
-def select(name="auto", precision="float32"):
+def select(name="auto", precision="float32", rank=0):
     """The library to compute with, numpy or cupy -> (library, one line on what was found)
 
-    name: 'cpu', 'gpu' or 'auto'. precision: of products, 'float32' or 'tf32'. Raises ValueError if
-    a name is unknown, if it is 'gpu' and none answers, or if there is no tf32.
+    name: 'cpu', 'gpu' or 'auto'. precision: of products, 'float32' or 'tf32'. rank: of several
+    processes, which take one of this machine's GPUs each. Raises ValueError if a name is unknown,
+    if it is 'gpu' and none answers, or if there is no tf32.
     """
     if name not in ("auto", "cpu", "gpu"):
         raise ValueError(f"device: expected auto, cpu or gpu, got {name!r}")
@@ -24,6 +25,8 @@ def select(name="auto", precision="float32"):
         try:
             import cupy
 
+            if rank:
+                cupy.cuda.Device(rank % cupy.cuda.runtime.getDeviceCount()).use()
             one = cupy.ones((1, 1), "f")
             (one @ one).item()  # the import succeeds even without a driver, a product does not
             LIBRARIES[cupy.ndarray] = cupy
@@ -60,6 +63,21 @@ def multiply_in(precision, cupy):
     types = {"float32": linalg.COMPUTE_TYPE_DEFAULT, "tf32": linalg.COMPUTE_TYPE_TF32}
     cupy._core.set_compute_type(np.float32, types[precision])  # of two matrices
     fast_cupy.precision = precision  # of many
+
+
+def nccl():
+    """CuPy's module of NCCL, NVIDIA's library for sums over several GPUs.
+
+    Raises ValueError if it is not there.
+    """
+    try:
+        from cupy.cuda import nccl
+
+        if nccl.available:
+            return nccl
+    except ImportError:
+        pass
+    raise ValueError("mpiexec: expected NCCL for several GPUs, got none; use --device cpu")
 
 
 def keep_pages():

@@ -1,8 +1,21 @@
 """The interface of a rank: one of the processes that train a model together.
 
 The training loop asks its rank for sums over all ranks, for lists of their values, and to wait for
-the others. parallel.py, in the part on speed, has the ranks of several processes.
+the others. parallel.py and mpi.py, in the part on speed, have the ranks of several processes.
 """
+
+import os
+
+# How the names of the variables begin that Open MPI, MPICH and MVAPICH set
+MPI = "OMPI_COMM_WORLD", "PMI", "MV2_COMM_WORLD"
+
+
+def started_by_mpi():
+    """Which of the processes of mpiexec this is -> rank, size; without mpiexec 0, 1."""
+    for name in MPI:
+        if f"{name}_SIZE" in os.environ:
+            return int(os.environ[f"{name}_RANK"]), int(os.environ[f"{name}_SIZE"])
+    return 0, 1
 
 
 class Alone:

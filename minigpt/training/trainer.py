@@ -119,7 +119,7 @@ class Trainer:
             self.replaces = True
         if not self.first:
             return
-        crew = f", {c.workers} workers" if c.workers > 1 else ""
+        crew = f", {self.ranks.size} workers" if self.ranks.size > 1 else ""
         if saved:
             if (numpy := visible(str(saved[1].get("numpy")))) != np.__version__:
                 say("", f"begun with NumPy {numpy}: last digits may differ from there on")
@@ -156,10 +156,15 @@ class Trainer:
 
     def validate(self):
         """Load the best checkpoint into the model -> its mean loss over the whole split."""
-        self.ranks.barrier()  # until rank 0 has written it
-        weights, about = checkpoint.load(self.out / "best.safetensors", moments=False)
-        strangers.same_run(self.out, about, self.about)
-        self.model.load_state_dict(weights)
+        if self.first:  # the others may be on machines that do not see the folder
+            weights, about = checkpoint.load(self.out / "best.safetensors", moments=False)
+            strangers.same_run(self.out, about, self.about)
+            self.model.load_state_dict(weights)
+        # The weights of rank 0 travel as a gradient would: as a sum, to which the others add zero.
+        self.flat.grad[:] = self.flat.data if self.first else 0.0
+        self.ranks.all_reduce(self.flat.grad)
+        self.flat.data[:] = self.flat.grad
+        self.flat.grad[:] = 0.0
         return mean_loss(self.model, *self.windows, 2 * self.config.batch_size, self.ranks)
 
     def train_step(self):
@@ -186,9 +191,10 @@ class Trainer:
             part.backward()  # adds to flat.grad, which the last step has left zero
             loss = loss + (part.data if self.queued else part.item())
         share = max(1 / self.step, 0.02)  # for a running mean, in the end of about 50 steps
-        if self.queued:
-            return self.queued.step(loss, rate, self.step, self.stream.scale, share)
         ranks.all_reduce(self.flat.grad)  # now the gradient of the whole batch
+        if self.queued:
+            ranks.all_reduce(loss)  # where it lies, on the GPU
+            return self.queued.step(loss, rate, self.step, self.stream.scale, share)
         loss = sum(ranks.all_gather(loss))
         norm = clip(self.flat.grad, CLIP)
         if not math.isfinite(loss + norm):
@@ -342,7 +348,7 @@ class Trainer:
                     raise TypeError(f"{name}: expected {kind}, got {state[name]!r:.60}")
             if bad := [row for row in state["rows"] if not folder.ROW.fullmatch(row)]:
                 raise TypeError(f"rows: expected numbers, got {bad[0]!r:.60}")
-            if state["best"] < NEVER and best.exists():
+            if self.first and state["best"] < NEVER and best.exists():
                 strangers.same_run(self.out, checkpoint.read_about(best), about)
             self.model.load_state_dict(checkpoint.weights(arrays))
             for name, moment in self.optimizer.moments.items():
