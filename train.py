@@ -85,7 +85,8 @@ def six_steps(kind, config, saved, check=False):
     config.workers = number_of_processes(config, model)
     say("", where)
     if library is np:
-        say("", plan.memory_of_a_run(config, model, (application, windows), x, y))
+        data, shared = (application, windows), application.shared
+        say("", plan.memory_of_a_run(config, model, data, x, y, shared))
 
     # 3 initialise: with random weights every answer is about equally likely, and the loss shows it.
     application.first = first = mean_loss(model, x, y, 32) * application.scale

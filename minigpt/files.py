@@ -2,19 +2,27 @@
 
 import os
 import secrets
+from contextlib import contextmanager
 
 
 def write_whole(path, *parts, keep=True):
-    """Write parts, bytes or arrays, to path one after the other, or leave path as it was.
+    """Write parts, bytes or arrays, to path one after the other, or leave path as it was."""
+    with whole(path, keep) as file:
+        file.writelines(parts)
 
-    They go to a file beside it, which then takes the name of the old one in a single operation of
-    the file system. So path always holds the old file or the new one, and never a part of it.
-    keep=False removes the new file instead: it was only a test of the disk.
+
+@contextmanager
+def whole(path, keep=True):
+    """Within `with whole(path) as file:` a new file is open; at the end it becomes path.
+
+    It lies beside path, and then takes the name of the old file in a single operation of the file
+    system. So path always holds the old file or the new one, and never a part of it. If something
+    fails, or if not `keep`, the new file is removed: then it was only a test of the disk.
     """
     beside = f"{path}.{secrets.token_hex(4)}.part"
     try:
         with open(beside, "xb") as file:
-            file.writelines(parts)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # on the disk, not only in the system's memory
         if keep:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,25 +82,66 @@ def cached(path, make, read=str):
 
 def read_file(path):
     """The text of a UTF-8 file, without a byte order mark, with "\\n" for Windows' line ends."""
+    check_file(path)
+    try:
+        text = Path(path).read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
+    except UnicodeDecodeError as e:
+        raise no_utf8(path, e) from None
+    check(text.strip(), path, "text", "an empty file", "name another")
+    return text
+
+
+def check_file(path):
+    """Raises FileNotFoundError or ValueError if there is no file of this name."""
     if not os.path.exists(path):
         remedy = nearest(path, TEXTS, f"check the path or use {', '.join(TEXTS)}")
         raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
     check(not os.path.isdir(path), path, "a text file", "a folder", "name files in it")
     check(os.path.isfile(path), path, "a text file", "a device or a pipe", "save it first")
-    try:
-        text = Path(path).read_bytes().decode().removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeDecodeError as e:
-        line = e.object.count(b"\n", 0, e.start) + 1
-        got = f"byte 0x{e.object[e.start]:02x} in line {line}; convert it, say with iconv"
-        raise ValueError(f"{path}: expected UTF-8 text, got {got}") from None
-    check(text.strip(), path, "text", "an empty file", "name another")
-    return text
+
+
+def no_utf8(path, e, lines=0):
+    """The error of a file that is no UTF-8.  e: of decoding the bytes that follow `lines` lines"""
+    line = lines + e.object.count(b"\n", 0, e.start) + 1
+    got = f"byte 0x{e.object[e.start]:02x} in line {line}; convert it, say with iconv"
+    return ValueError(f"{path}: expected UTF-8 text, got {got}")
 
 
 def load(names, cache):
     """The texts that a command line names, each a name in TEXTS or a path, joined by line ends."""
-    texts = [TEXTS[name](cache) if name in TEXTS else read_file(name) for name in names]
+    texts = [TEXTS[name](cache) if name in TEXTS else read_file(name) for name in listed(names)]
     return "\n".join(texts)
+
+
+def listed(names):
+    """The names, but for each folder the files in it.  Raises ValueError if it holds no text."""
+    found = []
+    for name in names:
+        if name in TEXTS or not os.path.isdir(name):
+            found.append(name)
+            continue
+        inside = files_in(name)
+        check(inside, name, "files of text", "a folder without any", "name another")
+        found += inside
+    return found
+
+
+def files_in(folder):
+    """The files of a folder and of its subfolders, in order. Hidden names are left out, as systems
+    and editors keep their own files there; so are files of nothing but white space."""
+    found = []
+    for path in sorted(Path(folder).rglob("*"), key=lambda path: path.parts):
+        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+        if not hidden and path.is_file() and not is_blank(path):
+            found.append(str(path))
+    return found
+
+
+def is_blank(path):
+    """Whether a file holds nothing but white space."""
+    with open(path, "rb") as file:
+        blocks = iter(partial(file.read, 1 << 16), b"")  # until nothing is left
+        return not any(block.strip() for block in blocks)
 
 
 def split(text, block_size):
