@@ -415,7 +415,7 @@ TRAINING = [
     ("--data empty.txt", "empty.txt: expected text, got an empty file"),
     ("--data latin.txt", "latin.txt: expected UTF-8 text, got byte 0xe9 in line 3"),
     ("--data short.txt --block-size 16", "more than 160 characters"),
-    ("--data none", "none: expected a text file, got a folder"),
+    ("--data none", "none: expected files of text, got a folder"),
     ("--data text.txt --n-embd 18 --n-head 4", "try 24"),
     (
         "--data text.txt --block-size 16 --n-embd 4000000 --n-head 1",

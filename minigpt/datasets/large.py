@@ -1,15 +1,15 @@
 """Texts too large to lie in memory: read in pieces, their token ids in a file that processes share.
 
-Where memory goes: as a string a text takes 1 to 4 bytes a character, and CharTokenizer.encode needs
-8 more for a moment, of which 4 stay, the ids, in every process that trains. Counting the n-grams of
-all of it would take 50 more. Here no more than a piece is in memory. The ids lie in a file, in 2
-bytes each if there are at most 65,536 different ones, else in 4. The processes map it: the system
-reads from the disk what they touch, has each part in memory once for all of them, and takes that
-back when it is needed for something else.
+Where memory goes: as a string a text takes 1 to 4 bytes a character. CharTokenizer.encode takes 8
+more, and 4 of them, the ids, stay in every process that trains; so 200 MB of text need 5.5 GB with
+one process. Here only a piece of the text is in memory, and two processes need 0.8 GB. The ids lie
+in a file, in 2 bytes each, or in 4 if there are more than 65,536 tokens. All processes map it: the
+system reads from the disk what they touch, has it in memory once for all of them, and takes that
+memory back when something else needs it.
 
-Nothing else differs: the split, the ids and the checksum are those that text.py and the tokenizers
-give. Only what a larger text would make slow reads a part: validation, bpe's learning, baselines.
-A first reader can skip this file.
+The split, the ids and the checksum are those that text.py and the tokenizers give. Three things
+read a part of a larger text, because all of it would take too long: validation, the learning of
+bpe's tokens, and the baselines. A first reader can skip this file.
 """
 
 import codecs
@@ -20,6 +20,7 @@ import re
 import time
 import zlib
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +37,8 @@ LEARNED = 5_000_000  # characters, spread over the training part, that bpe learn
 HEAD = 32  # bytes before the ids
 PIECE = 1 << 18  # bytes that are read at once, and characters of a piece
 CUT = re.compile(r"(?s).*\S(?=[ \n])")  # up to the last place where words end
-KEYS = {"text", "characters"}, {"crc", "distinct", "learned", "tokenizer", "dtype", "tokens", "ids"}
+KEYS = {"text", "characters"}  # what the cache says of any text
+MORE = {"crc", "distinct", "learned", "tokenizer", "dtype", "tokens", "ids"}  # and of a large one
 
 
 class Mapped:
@@ -90,28 +92,34 @@ def prepare(names, cache, kind, learn):
     now, where = state_of(files, cache), [os.path.abspath(name) for name in names]
     path = Path(cache) / f"ids-{hash_of([where, kind])[:16]}.ids"
 
-    def read(found):
-        found = json.loads(found)
-        if found["text"] != now or {*found} not in (KEYS[0], KEYS[0] | KEYS[1]):
-            raise ValueError("of another text or version")
-        if "ids" in found:
-            with open(path, "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != found["ids"]:
-                    raise ValueError("damaged")
-        return found
-
     def make():
         return json.dumps({"text": now} | encode(files, cache, path, learn))
 
-    found = text.cached(path.with_suffix(".json"), make, read)
-    if "ids" not in found:
-        return None
-    tokenizer, (training, validation) = tokenizer_from(found["tokenizer"]), found["tokens"]
-    train, both = (
-        Mapped(path, found["dtype"], n, head_of(found)) for n in (training, training + validation)
-    )
+    found = text.cached(path.with_suffix(".json"), make, partial(believed, now, path))
+    return opened(path, found) if "ids" in found else None
+
+
+def believed(now, path, found):
+    """The JSON of the cache, read. Raises ValueError if it is not of the text as it is `now`, or if
+    the ids at path are not those that were written."""
+    found = json.loads(found)
+    if {*found} not in (KEYS, KEYS | MORE) or found["text"] != now:
+        raise ValueError("of another text or version")
+    if "ids" in found:
+        with open(path, "rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest() == found["ids"]
+        check(same, path, "the ids that were written", "others", "free space and start again")
+    return found
+
+
+def opened(path, found):
+    """What the cache says of a text -> Large"""
+    training, validation = found["tokens"]
+    head = head_of(found)
+    train = Mapped(path, found["dtype"], training, head)
+    rest = Mapped(path, found["dtype"], training + validation, head)[training:]
     numbers = found["characters"], found["distinct"], found["crc"]
-    return Large(*numbers, tokenizer, found["learned"], train, both[training:])
+    return Large(*numbers, tokenizer_from(found["tokenizer"]), found["learned"], train, rest)
 
 
 def hash_of(value):
@@ -137,7 +145,7 @@ def state_of(files, cache):
 
 
 def encode(files, cache, path, learn):
-    """Write the ids of a large text to path -> what the cache says of it, as JSON."""
+    """Write the ids of a text to path if it is large -> what the cache says of it, as JSON."""
     distinct, n, crc = scan(pieces(files, cache))
     found = {"characters": n}
     if n <= LARGE:
@@ -147,23 +155,30 @@ def encode(files, cache, path, learn):
     tokenizer = learn(distinct, part)
     found |= {"crc": crc, "distinct": len(distinct), "learned": len(part)}
     found["tokenizer"] = tokenizer.config()
-    found["dtype"] = dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    clear(path.parent)
-    head, tokens = head_of(found), [0, 0]
-    written = hashlib.sha256(head)
+    found["dtype"] = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
+    ids = encoded(pieces(files, cache), training, tokenizer, crc)
     try:
-        with whole(path) as file:
-            file.write(head)
-            for part, ids in encoded(pieces(files, cache), training, tokenizer, crc):
-                ids = ids.astype(dtype)
-                written.update(ids)
-                tokens[part] += len(ids)
-                file.write(ids)
+        return found | write(path, head_of(found), ids, found["dtype"])
     except OSError as error:
+        if not str(error.filename or path).startswith(str(path)):
+            raise  # the text cannot be read
         room = f"no room for the ids of a text of {n:,} characters ({error.strerror})"
         raise OSError(f"{path}: {room}; free space there") from None
-    return found | {"tokens": tokens, "ids": written.hexdigest()}
+
+
+def write(path, head, encoded, dtype):
+    """Write ids of the two parts of a text -> {"tokens" of each, the SHA-256 of all "ids"}"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    clear(path.parent)
+    tokens, written = [0, 0], hashlib.sha256(head)
+    with whole(path) as file:
+        file.write(head)
+        for part, ids in encoded:
+            ids = ids.astype(dtype)
+            written.update(ids)
+            tokens[part] += len(ids)
+            file.write(ids)
+    return {"tokens": tokens, "ids": written.hexdigest()}
 
 
 def scan(parts):
@@ -180,11 +195,9 @@ def sample(parts, training):
     """About LEARNED of the first `training` characters, in pieces spread evenly over them."""
     every, at, found = -(-training // LEARNED), 0, []
     for i, piece in enumerate(parts):
-        at += len(piece)
-        if at > training:
-            break
         if i % every == 0:
-            found.append(piece)
+            found.append(piece[: max(0, training - at)])
+        at += len(piece)
     return "".join(found)
 
 

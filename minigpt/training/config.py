@@ -28,8 +28,8 @@ class Config:
     data: list = option(
         ["manual"],
         "manual (this Python's documentation), text files or a folder of them; to answer: qa, "
-        "translation, a .tsv; to classify: digits, sounds, tumours, credit, a .csv with --target, MNIST's folder, a "
-        "folder of .npy or .wav",
+        "translation, a .tsv; to classify: digits, sounds, tumours, credit, a .csv with --target, "
+        "MNIST's folder, a folder of .npy or .wav",
         nargs="+",
     )
     model: str = option(
