@@ -89,7 +89,8 @@ def six_steps(kind, config, saved, check=False):
     say("", where)
     if library is np:
         crew = replace(config, workers=max(config.workers, started_by_mpi()[1]))
-        say("", plan.memory_of_a_run(crew, model, (application, windows), x, y))
+        data, shared = (application, windows), application.shared
+        say("", plan.memory_of_a_run(crew, model, data, x, y, shared))
 
     # 3 initialise: with random weights every answer is about equally likely, and the loss shows it.
     application.first = first = mean_loss(model, x, y, 32) * application.scale

@@ -24,6 +24,7 @@ nn/presets.py             3  the papers' sizes
 datasets/tokenizers.py    5  text to numbers and back
 datasets/stream.py        4  items in random order, each once per epoch
 datasets/text.py         15  texts, windows, and what a model must beat: counting
+datasets/large.py         8  texts too large for memory: a first reader can skip it
 training/optim.py        12  AdamW and SGD, clipping, the learning rate's schedule
 training/config.py       10  the options: one dataclass is command line and JSON
 training/folder.py        5  one run in a folder at a time, and none lost or mixed with another

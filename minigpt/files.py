@@ -5,20 +5,27 @@ And reading text, whose bytes may be spelled in two ways.
 
 import os
 import secrets
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 
 def write_whole(path, *parts, keep=True):
-    """Write parts, bytes or arrays, to path one after the other, or leave path as it was.
+    """Write parts, bytes or arrays, to path one after the other, or leave path as it was."""
+    with whole(path, keep) as file:
+        file.writelines(parts)
 
-    They go to a file beside it, which then takes the name of the old one in a single operation of
-    the file system. So path always holds the old file or the new one, and never a part of it.
-    keep=False removes the new file instead: it was only a test of the disk.
+
+@contextmanager
+def whole(path, keep=True):
+    """Within `with whole(path) as file:` a new file is open; at the end it becomes path.
+
+    It lies beside path, and then takes the name of the old file in a single operation of the file
+    system. So path always holds the old file or the new one, and never a part of it. If something
+    fails, or if not `keep`, the new file is removed: then it was only a test of the disk.
     """
     beside = f"{path}.{secrets.token_hex(4)}.part"
     try:
         with open(beside, "xb") as file:
-            file.writelines(parts)
+            yield file
             file.flush()
             os.fsync(file.fileno())  # on the disk, not only in the system's memory
         if keep:
@@ -53,10 +60,15 @@ def decoded(path, data, tell):
                 text = data.decode("gb18030").removeprefix("\ufeff")
                 tell(f"{path}: read as GB18030, as it is not UTF-8")
                 return text
-        line = data.count(b"\n", 0, e.start) + 1
-        got = f"byte 0x{data[e.start]:02x} in line {line}"
-        remedy = "convert it: most editors can save text as UTF-8"
-        raise ValueError(f"{path}: expected UTF-8 text, got {got}; {remedy}") from None
+        raise no_utf8(path, e) from None
+
+
+def no_utf8(path, e, lines=0):
+    """The error of a file that is no UTF-8.  e: of decoding the bytes that follow `lines` lines"""
+    line = lines + e.object.count(b"\n", 0, e.start) + 1
+    got = f"byte 0x{e.object[e.start]:02x} in line {line}"
+    remedy = "convert it: most editors can save text as UTF-8"
+    return ValueError(f"{path}: expected UTF-8 text, got {got}; {remedy}")
 
 
 def _is_chinese(data):

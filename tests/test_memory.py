@@ -45,6 +45,18 @@ def memory_of(pid):
     return own + sum(map(memory_of, children))
 
 
+def told_and_taken(command, folder):
+    """How many bytes step 2 of a run says that it will need, and how many it takes at most."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=folder, text=True) as run:
+        most = 0
+        while run.poll() is None:
+            most = max(most, memory_of(run.pid))
+            time.sleep(0.02)
+        said = re.search(r"about ([0-9.,]+) (MB|GB) of memory", run.stdout.read())
+    assert run.returncode == 0
+    return float(said[1].replace(",", "")) * {"MB": 1e6, "GB": 1e9}[said[2]], most
+
+
 WIDE = "--model gpt2 --n-layer 4 --n-head 4 --n-embd 256 --block-size 256 --batch-size 16"
 
 
@@ -59,13 +71,22 @@ def test_the_memory_of_a_run_is_told_within_30_percent(tmp_path, words):
     text.write_text("".join(f"{n * n * 31 % 9973} times and again.\n" for n in range(20_000)))
     data = [] if "--data" in words else ["--data", str(text)]
     command = [sys.executable, ROOT / "train.py", *words.split(), *data, "--steps", "3"]
-    with subprocess.Popen(
-        [*command, "--out", tmp_path / "run"], stdout=subprocess.PIPE, cwd=tmp_path, text=True
-    ) as run:
-        most = 0
-        while run.poll() is None:
-            most = max(most, memory_of(run.pid))
-            time.sleep(0.02)
-        said = re.search(r"about ([0-9.,]+) (MB|GB) of memory", run.stdout.read())
-    told = float(said[1].replace(",", "")) * {"MB": 1e6, "GB": 1e9}[said[2]]
-    assert run.returncode == 0 and abs(told / most - 1) < 0.3, (told, most)
+    told, most = told_and_taken([*command, "--out", "run"], tmp_path)
+    assert abs(told / most - 1) < 0.3, (told, most)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_two_processes_train_on_200_mb_of_text_within_1_5_gb(tmp_path):
+    part = "".join(f"{n * n * 31 % 9973} times and again.\n" for n in range(40_000))
+    with open(tmp_path / "text.txt", "w") as file:
+        for _ in range(200_000_000 // len(part) + 1):
+            file.write(part)
+    words = "--data text.txt --workers 2 --n-layer 1 --n-embd 16 --n-head 2 --block-size 64 "
+    words += "--batch-size 256 --steps 30 --eval-every 15 --out run"
+    code = f"import sys; sys.path.insert(0, {str(ROOT)!r}); import train; "
+    code += f"train.CACHE = train.Path('cache'); train.main({words.split()})"
+    told, most = told_and_taken([sys.executable, "-c", code], tmp_path)
+    ids = sum(file.stat().st_size for file in (tmp_path / "cache").glob("*.ids"))
+    assert most < 1.5e9 and 360e6 < ids < 380e6
+    assert 0.7 * told < most < 1.3 * (told + ids), (told, most)

@@ -35,6 +35,7 @@ class Application:
 
     scale = 1.0  # from the model's loss to the one that is printed
     unit = "token"  # what flops_per_token() counts for: a token, or an example
+    shared = 0  # bytes of a file that the processes of a training map
     writes = False  # whether it makes text, as classifiers do not
 
     def __init__(self, config, folder):

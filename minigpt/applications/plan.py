@@ -61,10 +61,11 @@ def memory(model, optimizer):
     return costs.memory(model.parameter_count(), hidden, optimizer)
 
 
-def memory_of_a_run(config, model, data, x, y):
+def memory_of_a_run(config, model, data, x, y, shared=0):
     """What step 2 says of the memory of a run on the CPU; x, y: examples; data: what all need.
 
     Each process has its own copy of all but the activations: of those, its share of a batch.
+    shared: bytes of a file that all of them map; how much of it is in memory, the system decides.
     """
     learned = sum(memory(model, config.optimizer).values())
     shares = config.accumulate * config.workers
@@ -73,7 +74,8 @@ def memory_of_a_run(config, model, data, x, y):
     each = costs.PYTHON + costs.size_of(data) + learned + kept
     total = costs.of_all(config.workers, each)
     batch = f"{scaled(config.workers * kept, BYTES)} of it for what a step keeps of its batch"
-    return f"about {scaled(total, BYTES)} of memory, {batch}"
+    ids = f"; up to {scaled(shared, BYTES)} for ids, while nothing else needs it" if shared else ""
+    return f"about {scaled(total, BYTES)} of memory, {batch}{ids}"
 
 
 def step_on_a_gpu(model, examples, optimizer):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import sys
 import zlib
@@ -11,7 +12,7 @@ from operator import itemgetter
 import numpy as np
 
 from minigpt.applications.application import Application, model_shape
-from minigpt.datasets import text, tokenizer_class, tokenizer_from
+from minigpt.datasets import large, text, tokenizer_class, tokenizer_from
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.generate import stream, streams
 from minigpt.messages import note, say, visible
@@ -85,27 +86,58 @@ class TextApplication(Application):
 class Writing(TextApplication):
     """Texts of any kind. Losses are in nats per character, whatever the tokenizer."""
 
+    held_out = "whole split"  # what is validated
+
     def preprocess(self):
         config = self.config
         say("1 preprocess", f"{' '.join(config.data)}: reading ...")
-        characters = text.load(config.data, self.folder, note)
-        self.crc = zlib.crc32(characters.encode())
-        training, rest = text.split(characters, config.block_size)
-        self.tokenizer = trained_tokenizer(config, characters, training)
-        self.train, self.validation = map(self.tokenizer.encode, (training, rest))
+        rest, size = self.read_large() or self.read_whole()
         least = min(len(self.train), len(self.validation))
         if least <= config.block_size:
             need = f"more than {config.block_size} tokens of bpe in each part (--block-size)"
             raise ValueError(f"--data: expected {need}, got {least}; add text or lower that option")
         self.scale = len(self.validation) / len(rest)  # tokens per character
         self.uniform = self.scale * math.log(self.tokenizer.vocab_size)
-        self.describe(characters)
+        self.describe(*size)
         self.count_baselines(rest)
 
-    def describe(self, characters):
+    def read_whole(self):
+        """Turn the text into ids -> what is held out of it, (its characters, how many distinct)."""
+        config = self.config
+        characters = text.load(config.data, self.folder, note)
+        self.crc = zlib.crc32(characters.encode())
+        training, rest = text.split(characters, config.block_size)
+        self.tokenizer = trained_tokenizer(config, characters, training)
+        self.train, self.validation = map(self.tokenizer.encode, (training, rest))
+        return rest, (len(characters), len(set(characters)))
+
+    def read_large(self):
+        """As read_whole() does, for a text that large.py reads; None if it is not so large."""
+        config = self.config
+
+        def learn(characters, part):
+            say("", "a large text: it is turned into ids once, until it changes ...")
+            return trained_tokenizer(config, characters, part)
+
+        kind = [config.tokenizer, config.vocab_size]
+        found = large.prepare(config.data, self.folder, kind, learn)
+        if not found:
+            return None
+        self.crc, self.tokenizer = found.crc, found.tokenizer
+        self.train, self.validation = found.train, found.validation
+        self.shared = os.path.getsize(found.train.path)
+        rest = self.tokenizer.decode(found.validation)
+        self.held_out = f"first {len(rest):,} characters held out"
+        say("", f"ids in {found.train.path}, {self.shared / 1e6:,.0f} MB")
+        say("", f"only the {self.held_out} are validated")
+        if config.tokenizer == "bpe":
+            say("", f"tokens learned from {found.learned:,} characters, spread over the text")
+        return rest, (found.characters, found.distinct)
+
+    def describe(self, characters, distinct):
         """Say how much text it is."""
         sizes = f"train {len(self.train):,} / validation {len(self.validation):,}"
-        size = f"{len(characters):,} characters, {len(set(characters))} distinct"
+        size = f"{characters:,} characters, {distinct} distinct"
         V, bpe = self.tokenizer.vocab_size, self.config.tokenizer == "bpe"
         many = f"{V:,} tokens of bpe; " if bpe else ""
         say("", f"{size}; {many}{sizes}")
@@ -113,7 +145,8 @@ class Writing(TextApplication):
     def count_baselines(self, rest):
         """Say what must be beaten: {name: loss} of guessing, counting and compressing `rest`."""
         V = self.tokenizer.vocab_size
-        counted = text.baselines(self.train, self.validation, V, rest, self.folder)
+        recent = self.train[-text.MOST :]
+        counted = text.baselines(recent, self.validation, V, rest, self.folder)
         self.to_beat = {name: counted[name] for name in ("uniform", "unigram", "bzip2")}
         self.to_beat["best n-gram"] = counted["best"]
         if self.to_beat["bzip2"] > self.uniform:  # its header alone outweighs a small text
@@ -144,7 +177,7 @@ class Writing(TextApplication):
         loss *= self.scale
         bits = f"{loss:.4f} nats per character = {loss / math.log(2):.3f} bits"
         n_gram = self.to_beat["best n-gram"]
-        say("5 validate", f"whole split: {bits},")
+        say("5 validate", f"{self.held_out}: {bits},")
         say("", f"{'below' if loss < n_gram else 'not below'} the best n-gram, {n_gram:.3f}")
 
     def apply(self, model):

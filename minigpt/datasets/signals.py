@@ -17,6 +17,7 @@ from minigpt.messages import check, silent
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 MNIST = [f"train-{IMAGES}", f"train-{LABELS}", f"t10k-{IMAGES}", f"t10k-{LABELS}"]
 FOLDER = "MNIST's four files, or a subfolder for each class, of .npy, .wav, .png or .jpg files"
+WRITTEN = ".txt", ".md", ".rst", ".py"  # a folder with such files is one text
 RATE, SAMPLES = 8000, 4000  # of a generated sound: per second, in all
 
 
@@ -145,11 +146,14 @@ def others(folder, files):
 
 
 def kind_of_folder(folder):
-    """Whether a folder holds images or sounds.  Raises ValueError, which says what it may hold."""
+    """Whether a folder holds images, sounds or text.  Raises ValueError: what it may hold."""
     if mnist_files(folder):
         return "image"
+    if not class_files(folder) and any(p.suffix.lower() in WRITTEN for p in folder.rglob("[!.]*")):
+        return "text"
     files, remedy = class_files(folder), "bring it into this form, or name a file in it"
-    check(files, folder, FOLDER, others(folder, []) or "nothing", remedy)
+    need = f"{FOLDER}; or text files ({', '.join(WRITTEN)})"
+    check(files, folder, need, others(folder, []) or "nothing", remedy)
     return kind_of(read_array(files[0])[0])
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -80,21 +81,59 @@ def cached(path, make, read=str):
 
 
 def read_file(path, tell=silent):
-    """The text of a file, with "\\n" for Windows' line ends.  tell: see messages.note"""
-    if not os.path.exists(path):
-        remedy = nearest(path, TEXTS, f"check the path or use {', '.join(TEXTS)}")
-        raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
-    check(not os.path.isdir(path), path, "a text file", "a folder", "name files in it")
-    check(os.path.isfile(path), path, "a text file", "a device or a pipe", "save it first")
+    """The text of a file, with "\n" for Windows' line ends.  tell: see messages.note"""
+    check_file(path)
     text = decoded(path, Path(path).read_bytes(), tell).replace("\r\n", "\n")
     check(text.strip(), path, "text", "an empty file", "name another")
     return text
 
 
+def check_file(path):
+    """Raises FileNotFoundError or ValueError if there is no file of this name."""
+    if not os.path.exists(path):
+        remedy = nearest(path, TEXTS, f"check the path or use {', '.join(TEXTS)}")
+        raise FileNotFoundError(f"{path}: expected a text file, found nothing; {remedy}")
+    check(not os.path.isdir(path), path, "a text file", "a folder", "name files in it")
+    check(os.path.isfile(path), path, "a text file", "a device or a pipe", "save it first")
+
+
 def load(names, cache, tell=silent):
     """The texts that a command line names, each a name in TEXTS or a path, joined by line ends."""
-    texts = [TEXTS[name](cache) if name in TEXTS else read_file(name, tell) for name in names]
+    texts = [
+        TEXTS[name](cache) if name in TEXTS else read_file(name, tell) for name in listed(names)
+    ]
     return "\n".join(texts)
+
+
+def listed(names):
+    """The names, but for each folder the files in it.  Raises ValueError if it holds no text."""
+    found = []
+    for name in names:
+        if name in TEXTS or not os.path.isdir(name):
+            found.append(name)
+            continue
+        inside = files_in(name)
+        check(inside, name, "files of text", "a folder without any", "name another")
+        found += inside
+    return found
+
+
+def files_in(folder):
+    """The files of a folder and of its subfolders, in order. Hidden names are left out, as systems
+    and editors keep their own files there; so are files of nothing but white space."""
+    found = []
+    for path in sorted(Path(folder).rglob("*"), key=lambda path: path.parts):
+        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
+        if not hidden and path.is_file() and not is_blank(path):
+            found.append(str(path))
+    return found
+
+
+def is_blank(path):
+    """Whether a file holds nothing but white space."""
+    with open(path, "rb") as file:
+        blocks = iter(partial(file.read, 1 << 16), b"")  # until nothing is left
+        return not any(block.strip() for block in blocks)
 
 
 def split(text, block_size):

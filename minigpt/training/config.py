@@ -27,9 +27,9 @@ class Config:
 
     data: list = option(
         ["manual"],
-        "manual (this Python's documentation) or text files; to answer: qa, translation, a .tsv; "
-        "to classify: digits, sounds, tumours, credit, a .csv with --target, MNIST's folder, or a "
-        "folder with a subfolder of .npy, .wav, .png or .jpg for each class",
+        "manual (this Python's documentation), text files or a folder of them; to answer: qa, "
+        "translation, a .tsv; to classify: digits, sounds, tumours, credit, a .csv with --target, "
+        "MNIST's folder, or a folder with a subfolder of .npy, .wav, .png or .jpg for each class",
         nargs="+",
     )
     model: str = option(
