@@ -13,7 +13,6 @@ import contextlib
 import os
 import signal
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,15 +83,13 @@ def six_steps(kind, config, saved, check=False):
     flops = f"{model.flops_per_token() / 1e6:.1f} MFLOP per {application.unit}"
     say("2 build", f"{config.model}: {application.form()}: {parameters(model)}, {flops}")
     windows = [library.asarray(part) for part in application.windows()]  # what is held out
-    x, y = (part[:32] for part in windows)
     config.workers = number_of_processes(config, model)
     say("", where)
     if library is np:
-        crew = replace(config, workers=max(config.workers, started_by_mpi()[1]))
-        data, shared = (application, windows), application.shared
-        say("", plan.memory_of_a_run(crew, model, data, x, y, shared))
+        say("", plan.memory_of_a_run(config, model, application, windows))
 
     # 3 initialise: with random weights every answer is about equally likely, and the loss shows it.
+    x, y = (part[:32] for part in windows)
     application.first = first = mean_loss(model, x, y, 32) * application.scale
     uniform = application.uniform
     say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {uniform:.3f})")

@@ -13,6 +13,7 @@ from minigpt.nn import model_class
 from minigpt.nn.module import HIDDEN, kinds_of
 from minigpt.nn.presets import VOCABULARY
 from minigpt.training import costs
+from minigpt.training.ranks import started_by_mpi
 
 BYTES = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 GPUS = 16, 24, 80  # GB of a T4, an RTX 3090 or 4090, an A100 or H100
@@ -61,19 +62,19 @@ def memory(model, optimizer):
     return costs.memory(model.parameter_count(), hidden, optimizer)
 
 
-def memory_of_a_run(config, model, data, x, y, shared=0):
-    """What step 2 says of the memory of a run on the CPU; x, y: examples; data: what all need.
+def memory_of_a_run(config, model, application, windows):
+    """What step 2 says of the memory of a run on the CPU.  windows: x, y of what is held out
 
-    Each process has its own copy of all but the activations: of those, its share of a batch.
-    shared: bytes of a file that all of them map; how much of it is in memory, the system decides.
+    Each process has its own copy of all but the activations: of those, its share of a batch. A
+    file of ids that all of them map is in memory as far as the system finds room.
     """
+    processes = max(config.workers, started_by_mpi()[1])
     learned = sum(memory(model, config.optimizer).values())
-    shares = config.accumulate * config.workers
-    examples = -(-config.batch_size // shares)
-    kept = examples * costs.activations(model, x, y)
-    each = costs.PYTHON + costs.size_of(data) + learned + kept
-    total = costs.of_all(config.workers, each)
-    batch = f"{scaled(config.workers * kept, BYTES)} of it for what a step keeps of its batch"
+    examples = -(-config.batch_size // (config.accumulate * processes))
+    kept = examples * costs.activations(model, *windows)
+    each = costs.PYTHON + costs.size_of((application, windows)) + learned + kept
+    total, shared = costs.of_all(processes, each), application.shared
+    batch = f"{scaled(processes * kept, BYTES)} of it for what a step keeps of its batch"
     ids = f"; up to {scaled(shared, BYTES)} for ids, while nothing else needs it" if shared else ""
     return f"about {scaled(total, BYTES)} of memory, {batch}{ids}"
 
