@@ -7,9 +7,10 @@ weights) and tokenizer.json (or vocab.json and merges.txt). Its weights are stor
 out), under other names.
 """
 
+import argparse
 import json
 import re
-import sys
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from minigpt.files import write_whole
 from minigpt.messages import check
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.training.checkpoint import safetensors
-from minigpt.training.config import Config
+from minigpt.training.config import Config, Parser
 
 # The words of our parameters' names, and what transformers calls them.
 WORDS = {
@@ -33,11 +34,18 @@ WORDS = {
     "mixer": "attn", "qkv": "c_attn", "out": "c_proj", "norm2": "ln_2", "up": "c_fc",
     "down": "c_proj",
 }  # fmt: skip
+PREFIX = "transformer."
 STORED = re.compile(r"h[.][0-9]+[.]attn[.](bias|masked_bias)")  # masks, which are no weights
-GELU = "gelu_new", "gelu_pytorch_tanh"  # names of the GELU with tanh
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # bfloat16: its upper 16 bits
-OTHER = {"scale_attn_by_inverse_layer_idx": False, "scale_attn_weights": True,
-         "add_cross_attention": False, "tie_word_embeddings": True}  # fmt: skip
+SIZES = "vocab_size", "n_positions", "n_layer", "n_head", "n_embd", "n_inner"  # as GPTConfig's
+# What the formulas of GPT-2's form take for granted: gelu_new is the GELU with tanh.
+FORM = {"model_type": "gpt2", "activation_function": "gelu_new", "tie_word_embeddings": True,
+        "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
+        "add_cross_attention": False}  # fmt: skip
+# How GPT-2's tokenizer cuts a text into words, and where an added token is looked for.
+CUT = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+ANYWHERE = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+END = "<|endoftext|>"  # what stands between the texts that GPT-2 learned from
 
 
 def hub_name(name):
@@ -51,134 +59,163 @@ def hub_name(name):
 def save(model, tokenizer, folder):
     """Write the files that transformers' AutoModelForCausalLM and AutoTokenizer open.
 
-    tokenizer: of characters or BPE, or None. Raises ValueError for a model of another form than
-    GPT-2's, whose formulas transformers' GPT-2 does not have, and for a folder that is not empty.
+    tokenizer: of characters or BPE, or None. If it fails, the folder is left as it was. Raises
+    ValueError for a model of another form than GPT-2's, whose formulas transformers' GPT-2 does not
+    have, for a tokenizer with more tokens than the model, and for a folder that is not empty.
     """
     form = "a model in GPT-2's form (train.py --model gpt2-mini)"
-    check(type(model) is GPT2, "hub", form, type(model).__name__, "only that form has its place")
-    folder = Path(folder)
-    empty = not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    no_place = "what other forms compute, transformers' GPT-2 does not"
+    check(type(model) is GPT2, "hub", form, type(model).__name__, no_place)
+    folder, made = Path(folder), not Path(folder).exists()
+    empty = made or (folder.is_dir() and not any(folder.iterdir()))
     check(empty, folder, "a new or empty folder", "one with other files", "name another")
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {hub_name(n): to_numpy(p.data) for n, p in model.named_parameters().items()}
-    arrays = {name: np.ascontiguousarray(a) for name, a in sorted(arrays.items())}
-    write_whole(folder / "model.safetensors", *safetensors(arrays, {"format": "pt"}))
-    texts = {"config.json": _shape_of(model)}
+    files = {"model.safetensors": safetensors(arrays, {"format": "pt"})}
     if tokenizer is not None:
-        texts["tokenizer.json"] = _described(tokenizer)
-        size = model.config.block_size
-        kind = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": size}
-        texts["tokenizer_config.json"] = kind | {"clean_up_tokenization_spaces": False}
-    for name, value in texts.items():
-        write_whole(folder / name, json.dumps(value, indent=1).encode())
+        most, got = model.config.vocab_size, tokenizer.vocab_size
+        check(got <= most, "hub", f"a tokenizer of at most {most} tokens", got, "take the model's")
+        files |= {name: [_json(value)] for name, value in _described(model, tokenizer).items()}
+    files["config.json"] = [_json(_form_of(model, tokenizer))]  # last: without it nothing is opened
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, parts in files.items():
+            write_whole(folder / name, *parts)
+    except BaseException:  # a full disk, Ctrl-C
+        for name in files:
+            (folder / name).unlink(missing_ok=True)
+        if made:
+            folder.rmdir()
+        raise
 
 
-def _shape_of(model):
+def _json(value):
+    return json.dumps(value, indent=1).encode()
+
+
+def _form_of(model, tokenizer):
     """What config.json says of a model."""
-    c = model.config
-    dtype = model.embedding.weight.data.dtype.name
+    c, end = model.config, getattr(tokenizer, "special", {}).get(END)
+    sizes = c.vocab_size, c.block_size, c.n_layer, c.n_head, c.n_embd, c.n_inner
     rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), c.dropout)
-    return rates | OTHER | {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "dtype": dtype,
-        "vocab_size": c.vocab_size, "n_positions": c.block_size, "n_embd": c.n_embd,
-        "n_layer": c.n_layer, "n_head": c.n_head, "n_inner": c.n_inner,
-        "layer_norm_epsilon": c.layer_norm_epsilon, "activation_function": GELU[0],
-        "bos_token_id": None, "eos_token_id": None,
+    return FORM | dict(zip(SIZES, sizes, strict=True)) | rates | {
+        "architectures": ["GPT2LMHeadModel"], "dtype": model.embedding.weight.data.dtype.name,
+        "layer_norm_epsilon": c.layer_norm_epsilon, "bos_token_id": end, "eos_token_id": end,
     }  # fmt: skip
 
 
-def _described(tokenizer):
-    """What tokenizer.json says of a tokenizer. Of characters it is a BPE without merges, which sees
-    a whole text as one word."""
+def _described(model, tokenizer):
+    """{file: what it says of a tokenizer}. Of characters it is a BPE without merges, which sees a
+    whole text as one word."""
     if isinstance(tokenizer, CharTokenizer):
-        vocab, merges, bytes_of, joined = tokenizer.characters, [], None, {"type": "Fuse"}
+        vocab, merges, cut, join = tokenizer.characters, [], None, {"type": "Fuse"}
     else:
-        vocab, merges = tokenizer.vocab, tokenizer.merges
-        bytes_of = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                    "use_regex": True}  # fmt: skip
-        joined = bytes_of
-    model = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-             "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-             "ignore_merges": False, "vocab": {token: i for i, token in enumerate(vocab)},
-             "merges": merges}  # fmt: skip
-    special = [
-        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False,
-         "normalized": False, "special": True}
-        for i, token in enumerate(vocab) if token in getattr(tokenizer, "special", ())
-    ]  # fmt: skip
-    return {"version": "1.0", "truncation": None, "padding": None, "added_tokens": special,
-            "normalizer": None, "pre_tokenizer": bytes_of, "post_processor": None,
-            "decoder": joined, "model": model}  # fmt: skip
+        vocab, merges, cut = tokenizer.vocab, tokenizer.merges, dict(CUT)
+        join = cut
+    special = getattr(tokenizer, "special", {})
+    added = [
+        {"id": i, "content": token, "special": True} | ANYWHERE for token, i in special.items()
+    ]
+    form = {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+            "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+            "ignore_merges": False, "vocab": {token: i for i, token in enumerate(vocab)},
+            "merges": merges}  # fmt: skip
+    about = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added,
+             "normalizer": None, "pre_tokenizer": cut, "post_processor": None, "decoder": join,
+             "model": form}  # fmt: skip
+    kind = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    kind["model_max_length"] = model.block_size
+    if END in special:
+        kind |= {"bos_token": END, "eos_token": END}
+    return {"tokenizer.json": about, "tokenizer_config.json": kind}
 
 
-# ---- in ----------------------------------------------------------------------------------------
+# ---- in: the model -----------------------------------------------------------------------------
 
 
 def load(folder):
     """A folder of Hugging Face's -> GPT2 in float32 (or float64), tokenizer or None
 
-    Raises FileNotFoundError if a file is missing, ValueError if the model is not in GPT-2's form or
-    if the weights are not those that config.json describes; one message names all of them.
+    Dropout is off. Raises FileNotFoundError if a file is missing, ValueError if the model is not in
+    GPT-2's form, or if the weights are not those that config.json describes: one message names all.
     """
     folder = Path(folder)
-    shape, arrays = _read_json(folder / "config.json"), _weights(folder)
-    kind, bend = shape.get("model_type"), shape.get("activation_function", GELU[0])
-    check(kind == "gpt2", folder, "a model of type gpt2", kind, "no other form is known here")
-    check(bend in GELU, folder, f"activation_function {GELU[0]}", bend, "take another model")
-    for name, value in OTHER.items():
-        got = shape.get(name, value)
-        check(got == value, folder, f"{name}: {value}", got, "take another model")
-    model = GPT2(_config(folder, shape, arrays), Unwritten())
-    width = np.float64 if arrays["wte.weight"].dtype == np.float64 else np.float32
-    model = model.to(np, width).eval()
-    expected = {hub_name(n)[len("transformer.") :]: p for n, p in model.named_parameters().items()}
+    shape, arrays = _shape(folder / "config.json"), _weights(folder)
+    _refuse_larger(folder, shape, arrays)
+    head = arrays.pop("lm_head.weight", None)
+    if head is not None:  # of two names for one table, some files keep only this one
+        arrays.setdefault("wte.weight", head)
+    model = GPT2(shape, Unwritten())
+    expected = {hub_name(n).removeprefix(PREFIX): p for n, p in model.named_parameters().items()}
     _same_names(folder, expected, arrays)
+    table = arrays["wte.weight"]
+    tied, need = head is None or np.array_equal(head, table), "a head that is the embedding's table"
+    check(tied, folder, need, "one of its own", "take another model")
+    model.to(np, np.float64 if table.dtype == np.float64 else np.float32)  # room for the numbers
     for name, p in expected.items():
         p.data[...] = arrays[name]
-    return model, _tokenizer(folder)
+        finite = np.isfinite(p.data).all()
+        check(finite, f"{folder}: {name}", "finite numbers", "NaN or infinity", "take another file")
+    return model.eval(), _tokenizer(folder, shape.vocab_size)
 
 
-def _config(folder, shape, arrays):
-    """The shape, compared with the weights before anything of that size is built."""
-    (vocab, width), length = arrays["wte.weight"].shape, len(arrays["wpe.weight"])
-    blocks = len({name.split(".")[1] for name in arrays if name.startswith("h.")})
-    held = {"vocab_size": vocab, "n_embd": width, "n_positions": length, "n_layer": blocks}
-    for name, value in held.items():
-        said = shape.get(name)
-        check(said == value, f"{folder}: {name}", f"{value}, as its weights are", said, "mend it")
-    inner, epsilon = shape.get("n_inner"), shape.get("layer_norm_epsilon", 1e-5)
-    heads = shape.get("n_head")
-    check(isinstance(heads, int), f"{folder}: n_head", "a whole number", heads, "mend it")
-    return GPTConfig(vocab, length, blocks, heads, width, inner, layer_norm_epsilon=epsilon)
+def _shape(file):
+    """The shape in config.json.  Raises ValueError if it is none, or of a model of another form."""
+    about = _read_json(file)
+    for name, value in FORM.items():
+        got = about.get(name, value if name != "model_type" else None)
+        check(got == value, file, f"{name} {value}", got, "no other form is known here")
+    for name in SIZES:
+        size = about.get(name)
+        right = type(size) is int or (size is None and name == "n_inner")
+        check(right, f"{file}: {name}", "a whole number", size, "copy it again")
+    epsilon = about.get("layer_norm_epsilon", 1e-5)
+    right = isinstance(epsilon, float) and 0 < epsilon < 1
+    check(right, f"{file}: layer_norm_epsilon", "a number between 0 and 1", epsilon, "mend it")
+    try:
+        return GPTConfig(*(about.get(name) for name in SIZES), layer_norm_epsilon=epsilon)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _refuse_larger(folder, shape, arrays):
+    """Raise ValueError if config.json asks for far more than the files hold, before a model of that
+    size is built: a few letters could ask for more memory than any machine has."""
+    longest = max((n for a in arrays.values() for n in a.shape), default=0)
+    for name, asked, held in (
+        ("n_layer", shape.n_layer, len(arrays)),
+        ("n_embd", shape.n_embd, longest),
+        ("n_inner", shape.n_inner or 0, longest),
+        ("vocab_size", shape.vocab_size, 2**31),  # ids are int32
+        ("n_positions", shape.block_size, 2**31),
+    ):
+        where, most = f"{folder}: {name}", f"at most {held}, as its weights are"
+        check(asked <= held, where, most, asked, "copy it again")
 
 
 def _weights(folder):
-    """{name without prefix: array} of all files; stored masks and the tied head are left out."""
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
+    """{name without prefix: array} of all files; stored masks are left out."""
+    index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(_read_json(index)["weight_map"].values()))
+        names = _read_json(index).get("weight_map")
+        names = [*names.values()] if isinstance(names, dict) else [None]
+        right = all(isinstance(name, str) and Path(name).name == name for name in names)
+        check(right, index, "the name of a file for each weight", "something else", "copy it again")
     arrays = {}
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
+    for file in [folder / name for name in sorted(set(names))]:
+        if not file.is_file():
             need = "expected the weights as .safetensors, found no file"
-            remedy = "save the model with safe_serialization=True"
-            raise FileNotFoundError(f"{folder / name}: {need}; {remedy}")
-        for key, a in _arrays(folder / name):
-            arrays[key.removeprefix("transformer.")] = a
-    arrays = {name: a for name, a in arrays.items() if not STORED.fullmatch(name)}
-    for name in "wte.weight", "wpe.weight":
-        found = getattr(arrays.get(name), "ndim", 0) == 2
-        check(found, f"{folder}: {name}", "a matrix", "none", "it is no GPT-2")
-    head = arrays.pop("lm_head.weight", arrays["wte.weight"])
-    tied, need = np.array_equal(head, arrays["wte.weight"]), "a head that is the embedding's table"
-    check(tied, folder, need, "one of its own", "take another model")
+            raise FileNotFoundError(f"{file}: {need}; transformers' save_pretrained writes them")
+        for key, a in _arrays(file):
+            name = key.removeprefix(PREFIX)
+            check(name not in arrays, file, f"{name} once", "it twice", "take another model")
+            arrays[name] = a
     return arrays
 
 
 def _arrays(file):
     """Yield (name, array) of a .safetensors file. bfloat16, which NumPy lacks, is the upper half of
     a float32."""
+    open(file, "rb").close()  # safetensors would call a file damaged that nobody may read
     try:
         safe_open(file, "numpy")  # says if the header and the file do not fit together
     except SafetensorError as error:
@@ -188,11 +225,12 @@ def _arrays(file):
     header = json.loads(data[8:begin].tobytes())
     header.pop("__metadata__", None)
     for name, about in header.items():
+        if STORED.fullmatch(name.removeprefix(PREFIX)):
+            continue
         dtype, (start, end) = about["dtype"], about["data_offsets"]
-        known = dtype in DTYPES
-        if not known and STORED.fullmatch(name.removeprefix("transformer.")):
-            continue  # a mask of truth values
-        check(known, f"{file}: {name}", f"one of {', '.join(DTYPES)}", dtype, "convert it")
+        check(
+            dtype in DTYPES, f"{file}: {name}", f"one of {', '.join(DTYPES)}", dtype, "convert it"
+        )
         a = data[begin + start : begin + end].view(DTYPES[dtype]).reshape(about["shape"])
         yield name, (a.astype(np.uint32) << 16).view(np.float32) if dtype == "BF16" else a
 
@@ -216,52 +254,111 @@ def _same_names(folder, expected, arrays):
     check(not wrong, folder, need, "; ".join(wrong), "copy it again")
 
 
-class SpecialTokenizer(BPETokenizer):
-    """BPE in which a special token, such as <|endoftext|>, is encoded as itself."""
+# ---- in: the tokenizer -------------------------------------------------------------------------
 
-    special = ()
+
+class SpecialTokenizer(BPETokenizer):
+    """BPE in which a special token, such as <|endoftext|>, is encoded as itself: {token: id}.
+
+    Of two that begin at the same place the longer one is meant. The ids from vocab_size on, with
+    which some models fill up their tables, stand for nothing.
+    """
+
+    special = {}
 
     def encode(self, text):
         if not any(token in text for token in self.special):
             return super().encode(text)
-        pattern = "|".join(map(re.escape, self.special))
+        longest_first = sorted(self.special, key=len, reverse=True)
         ids = []
-        for part in re.split(f"({pattern})", text):
+        for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
             if part in self.special:
-                ids.append([self.vocab.index(part)])
+                ids.append([self.special[part]])
             else:
                 ids.append(super().encode(part))
         return np.concatenate(ids).astype(np.int32)
 
+    def decode_bytes(self, ids):
+        ids = np.asarray(ids, int)
+        return super().decode_bytes(ids[ids < self.vocab_size])
 
-def _tokenizer(folder):
-    """The tokenizer of tokenizer.json, or of vocab.json and merges.txt; None if there is none."""
-    file = folder / "tokenizer.json"
-    if not file.is_file():
-        if not (folder / "vocab.json").is_file():
-            return None
-        tokenizer = SpecialTokenizer.read(folder / "vocab.json", folder / "merges.txt")
-        tokenizer.special = tuple(t for t in tokenizer.vocab if re.fullmatch(r"<\|.*\|>", t))
-        return tokenizer
+
+def _tokenizer(folder, size):
+    """The tokenizer of tokenizer.json, or of vocab.json and merges.txt; None if there is none.
+
+    size: how many tokens the model knows. Raises ValueError if a file asks for what would give
+    other ids than here.
+    """
+    file, options = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    options = _read_json(options) if options.is_file() else {}
+    for name in "add_prefix_space", "add_bos_token":
+        check(not options.get(name), folder, f"{name} false", "true", "no other is known here")
+    if file.is_file():
+        tokenizer = _of_one_file(file)
+    elif (folder / "vocab.json").is_file():
+        file = folder / "vocab.json"
+        tokenizer = SpecialTokenizer.read(file, folder / "merges.txt")
+        listed = options.get("added_tokens_decoder") or {}  # {"50256": {"content": ...}}
+        named = [t.get("content") for t in listed.values()] if listed else [END]
+        tokenizer.special = {t: i for i, t in enumerate(tokenizer.vocab) if t in named}
+    else:
+        return None
+    fits = tokenizer.vocab_size <= size
+    if isinstance(tokenizer, CharTokenizer):
+        fits = tokenizer.vocab_size == size
+    got = f"{tokenizer.vocab_size} for a vocab_size of {size}"
+    check(fits, file, "a token for each id of the model", got, "take those of one model")
+    return tokenizer
+
+
+def _of_one_file(file):
+    """The tokenizer of tokenizer.json."""
     about = _read_json(file)
     try:
-        kind, vocab, merges = (about["model"][name] for name in ("type", "vocab", "merges"))
-        vocab = dict(vocab) | {t["content"]: t["id"] for t in about.get("added_tokens") or []}
-        special = [t["content"] for t in about.get("added_tokens") or [] if t.get("special")]
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
+        vocab, added = dict(about["model"]["vocab"]), about.get("added_tokens") or []
+        special = {t["content"]: t["id"] for t in added}
+        vocab |= special
         tokens = sorted(vocab, key=vocab.get)
-        before = (about.get("pre_tokenizer") or {}).get("type")
+        merges = [m if isinstance(m, str) else " ".join(m) for m in about["model"]["merges"]]
+        in_order = [vocab[t] for t in tokens] == [*range(len(tokens))]
+        if not in_order or not all(isinstance(t, str) and t for t in tokens):
+            raise ValueError
+        wrong = _unlike(about, added)
     except (AttributeError, KeyError, TypeError, ValueError):
-        raise ValueError(f"{file}: expected a tokenizer of type BPE; copy it again") from None
-    in_order = [vocab[t] for t in tokens] == [*range(len(tokens))]
-    need, none = "BPE with an id for each token from 0 on", "no other kind is known here"
-    check(kind == "BPE" and in_order, file, need, kind, none)
-    if before is None and not merges and all(len(t) == 1 for t in tokens):
+        need = "BPE with an id for each token from 0 on"
+        raise ValueError(f"{file}: expected {need}, got something else; copy it again") from None
+    known = "byte-level BPE as GPT-2's"
+    check(not wrong, file, known, ", ".join(wrong), "no other is known here")
+    if about.get("pre_tokenizer") is None and tokens:
+        alone = not merges and not added and all(len(t) == 1 for t in tokens)
+        check(alone, file, known, "no pre_tokenizer", "no other is known here")
         return CharTokenizer("".join(tokens))
-    check(before == "ByteLevel", file, "a pre_tokenizer ByteLevel", before, none)
     tokenizer = SpecialTokenizer(tokens, merges, file)
-    tokenizer.special = tuple(special)
+    tokenizer.special = special
     return tokenizer
+
+
+def _unlike(about, added):
+    """What in tokenizer.json would give other ids than here. (Truncation and padding would, too,
+    but transformers leaves them alone unless it is asked for them.)"""
+    form, cut = about["model"], about.get("pre_tokenizer") or CUT
+    behind = about.get("post_processor") or {"type": "ByteLevel"}  # which changes places, no ids
+    adds = behind["type"] != "ByteLevel"
+    if behind["type"] == "TemplateProcessing":
+        adds = behind.get("special_tokens")  # without any it adds nothing
+    names = "dropout", "continuing_subword_prefix", "end_of_word_suffix", "ignore_merges"
+    found = {name: form.get(name) for name in names} | {
+        f"a model {form.get('type')}": form.get("type", "BPE") != "BPE",
+        f"a pre_tokenizer {cut['type']}": cut["type"] != "ByteLevel",
+        "add_prefix_space": cut.get("add_prefix_space"),
+        "no use_regex": not cut.get("use_regex", True),
+        "a normalizer": about.get("normalizer"),
+        f"a post_processor {behind['type']}": adds,
+    }
+    for token in added:
+        for name in "single_word", "lstrip", "rstrip":
+            found[f"{name} for {token['content']}"] = token.get(name)
+    return [what for what, given in found.items() if given]
 
 
 def _read_json(file):
@@ -276,27 +373,35 @@ def _read_json(file):
     return value
 
 
+# ---- commands ----------------------------------------------------------------------------------
+
+
 def writer(path, library, folder):
     """The model of a folder of Hugging Face's, and an application that writes with it."""
     model, tokenizer = load(path)
     need = "tokenizer.json, or vocab.json and merges.txt"
     check(tokenizer is not None, path, need, "neither", "copy them, too")
-    application = Writing(Config(model="gpt2", out=str(path)), folder)
+    c = model.config
+    shape = {name: getattr(c, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
+    application = Writing(Config(model="gpt2", out=str(path), **shape), folder)
     application.tokenizer = tokenizer
     return model.to(library, model.embedding.weight.data.dtype), application
 
 
 def main(words=None):
-    """python -m minigpt.hub RUN FOLDER"""
-    words = sys.argv[1:] if words is None else words
-    if len(words) != 2 or words[0].startswith("-"):
-        sys.exit(__doc__.split("\n\n")[1])
+    """Write a run of train.py as a folder; a user's mistake ends in one line and exit code 2."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = Parser("python -m minigpt.hub", description=__doc__, formatter_class=form)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a checkpoint in it")
+    parser.add_argument("folder", metavar="FOLDER", help="a new or empty folder")
+    args = parser.parse_args(words)
     try:
-        model, application = runs.load(words[0], np, Path("data"))
-        save(model, getattr(application, "tokenizer", None), words[1])
+        model, application = runs.load(args.run, np, Path("data"))
+        save(model, getattr(application, "tokenizer", None), args.folder)
     except (ValueError, OSError) as error:
-        sys.exit(f"minigpt.hub: {error}")
-    print(f"{words[1]}: AutoModelForCausalLM.from_pretrained opens it, and sample.py {words[1]}")
+        parser.error(str(error))
+    there = shlex.quote(args.folder)
+    print(f"{there}: AutoModelForCausalLM.from_pretrained opens it, and sample.py {there}")
 
 
 if __name__ == "__main__":

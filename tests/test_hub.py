@@ -1,4 +1,4 @@
-"""Hugging Face's folders: what transformers writes is read, and it opens what is written here."""
+"""Hugging Face's models: what transformers writes is read, and it opens what is written here."""
 
 import json
 import shutil
@@ -9,7 +9,6 @@ import pytest
 import sample
 import train
 from minigpt import hub
-from minigpt.datasets.bpe import BPETokenizer
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import cross_entropy
@@ -18,7 +17,6 @@ from minigpt.nn.gpt import GPT2, BandedGPT, GPTConfig
 from minigpt.nn.module import Flat
 from minigpt.training.optim import AdamW
 
-TEXT = "The cat sat on the mat; the dog did not. ¡Señor! 漢字 and 1,024 numbers\n\tagain.  "
 SHAPES = [(50, 8, 1, 1, 8, None), (65, 16, 2, 2, 24, 40), (97, 12, 3, 4, 32, None)]
 IDS = np.random.default_rng(0).integers(50, size=(3, 8))
 
@@ -99,16 +97,19 @@ def test_padding_on_the_left_gives_the_same(transformers, tmp_path):
     np.testing.assert_allclose(got[mask > 0], expected[mask > 0], rtol=0, atol=1e-4)
 
 
-def test_the_most_likely_tokens_are_the_same(transformers, tmp_path):
+def test_the_most_likely_tokens_are_the_same_both_ways(transformers, tmp_path):
     import torch
 
     twin = theirs(transformers, (60, 40, 2, 2, 32, None), initializer_range=0.3)
     twin.save_pretrained(tmp_path)
-    start = torch.from_numpy(IDS[:1])
-    expected = twin.generate(start, max_new_tokens=20, do_sample=False)[0, 8:].numpy()
     model, _ = hub.load(tmp_path)
+    hub.save(model, None, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     got = generate(model, [IDS[0]], 20, np.random.default_rng(0), temperature=0)
-    assert np.concatenate([*got]).tolist() == expected.tolist()
+    got = np.concatenate([*got]).tolist()
+    for other in twin, again:
+        written = other.generate(torch.from_numpy(IDS[:1]), max_new_tokens=20, do_sample=False)
+        assert written[0, 8:].tolist() == got
 
 
 def files(folder, arrays, **changes):
@@ -135,6 +136,44 @@ def test_names_without_prefix_and_stored_masks_are_understood(tmp_path):
     head = {"lm_head.weight": arrays["wte.weight"].copy()}
     got, _ = hub.load(files(tmp_path / "there", arrays | masks | head))
     np.testing.assert_array_equal(logits(got, IDS), logits(model, IDS))
+
+
+def test_a_table_that_is_named_only_as_the_head_is_found(tmp_path):
+    model, arrays = weights()  # so safetensors' own save_model names it: the first of two names
+    arrays["lm_head.weight"] = arrays.pop("transformer.wte.weight")
+    got, _ = hub.load(files(tmp_path / "there", arrays))
+    np.testing.assert_array_equal(logits(got, IDS), logits(model, IDS))
+
+
+def test_the_shards_that_transformers_writes_are_read(transformers, tmp_path):
+    twin = theirs(transformers, SHAPES[2])
+    twin.save_pretrained(tmp_path, max_shard_size="60KB")
+    assert len([*tmp_path.glob("model-*.safetensors")]) > 1
+    expected = logits_of(twin, IDS)
+    np.testing.assert_allclose(logits(hub.load(tmp_path)[0], IDS), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("placed", [None, [1], {"a": 1}, {"a": ["x"]}, {"a": "../x"}, {"a": ".."}])
+def test_an_index_that_names_no_files_is_refused_in_one_line(tmp_path, placed):
+    folder = files(tmp_path / "there", weights()[1])
+    shutil.copy(folder / "model.safetensors", tmp_path / "x")  # whole, but of another folder
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    with pytest.raises((ValueError, FileNotFoundError), match="expected the ") as caught:
+        hub.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_weight_under_two_names_or_without_a_number_is_refused(tmp_path):
+    arrays = weights()[1]
+    twice = arrays | {"wte.weight": arrays["transformer.wte.weight"] + 1}
+    with pytest.raises(ValueError, match="expected wte.weight once, got it twice"):
+        hub.load(files(tmp_path / "twice", twice))
+    none = arrays | {"transformer.ln_f.bias": np.full(8, np.nan, np.float32)}
+    with pytest.raises(ValueError, match="ln_f.bias: expected finite numbers"):
+        hub.load(files(tmp_path / "none", none))
+    other = arrays | {"lm_head.weight": arrays["transformer.wte.weight"] + 1}
+    with pytest.raises(ValueError, match="got one of its own"):
+        hub.load(files(tmp_path / "other", other))
 
 
 def test_shards_are_read_by_their_index(tmp_path):
@@ -186,37 +225,6 @@ def test_twenty_steps_of_training_follow_pytorchs(transformers, tmp_path):
     np.testing.assert_allclose(losses, expected, rtol=1e-4)  # float32, and 20 steps of AdamW
 
 
-# tokenizers
-
-
-@pytest.mark.parametrize("kind", [CharTokenizer.train, lambda text: BPETokenizer.train(text, 300)])
-def test_transformers_gives_a_text_the_same_ids(transformers, tmp_path, kind):
-    tokenizer = kind(TEXT * 3)
-    model = ours((tokenizer.vocab_size, 64, 1, 1, 8, None))
-    hub.save(model, tokenizer, tmp_path / "there")
-    twin = transformers.AutoTokenizer.from_pretrained(tmp_path / "there")
-    expected = tokenizer.encode(TEXT).tolist()
-    assert twin(TEXT)["input_ids"] == expected
-    assert twin.decode(expected) == TEXT
-    _, again = hub.load(tmp_path / "there")
-    assert again.encode(TEXT).tolist() == expected and again.decode(expected) == TEXT
-
-
-@pytest.mark.parametrize("old", [False, True])
-def test_a_special_token_is_encoded_as_itself(transformers, tmp_path, old):
-    tokenizers = pytest.importorskip("tokenizers")
-    made = tokenizers.ByteLevelBPETokenizer()
-    made.train_from_iterator([TEXT] * 3, 300, special_tokens=["<|endoftext|>"], show_progress=False)
-    if old:
-        made.save_model(str(tmp_path))  # vocab.json and merges.txt
-    else:
-        made.save(str(tmp_path / "tokenizer.json"))
-    text = f"<|endoftext|>{TEXT}<|endoftext|>{TEXT}"
-    tokenizer = hub._tokenizer(tmp_path)
-    assert tokenizer.encode(text).tolist() == made.encode(text).ids
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-
-
 # commands
 
 
@@ -226,22 +234,41 @@ def test_a_run_goes_out_and_sample_writes_with_what_came_back(tmp_path, monkeypa
     shape = "--n-layer 1 --n-head 1 --n-embd 8 --block-size 8 --batch-size 2 --workers 1"
     train.main(f"--data text.txt --model gpt2-mini {shape} --steps 2 --out run".split())
     hub.main(["run", "there"])
-    written = []
-    for run in ("run", "there"):
-        capsys.readouterr()
-        sample.main([run, "--prompt", "to be", "--tokens", "30"])
-        written.append(capsys.readouterr().out)
-    assert written[0] == written[1] and len(written[0]) > 30
+    for words in (["--prompt", "to be", "--tokens", "30", "--count", "2"], ["--explain", "or not"]):
+        written = []
+        for run in ("run", "there"):
+            capsys.readouterr()
+            sample.main([run, *words])
+            written.append(capsys.readouterr().out)
+        assert written[0] == written[1] and len(written[0]) > 30
+    sample.main(["there", "--look", "to be, or not to be"])  # longer than the context of 8
+    assert (tmp_path / "there" / "look.html").exists()
+    with pytest.raises(SystemExit):
+        sample.main(["there", "--input", "rows.csv"])
+    assert "expected a classifier, there writes" in capsys.readouterr().err
 
 
 BAD = {
-    "another type": ({"model_type": "llama"}, "expected a model of type gpt2, got llama"),
+    "another type": ({"model_type": "llama"}, "expected model_type gpt2, got llama"),
+    "its GELU by another name": (
+        {"activation_function": "gelu_pytorch_tanh"},
+        "expected activation_function gelu_new",
+    ),
+    "a width that no memory holds": ({"n_inner": 10**13}, "n_inner: expected at most 50"),
+    "a width in letters": ({"n_inner": "32"}, "n_inner: expected a whole number, got 32"),
+    "a truth value": ({"n_layer": True}, "n_layer: expected a whole number, got True"),
+    "no epsilon": ({"layer_norm_epsilon": None}, "expected a number between 0 and 1, got None"),
+    "another vocabulary": ({"vocab_size": 60}, r"wte.weight \(50, 8\) for \(60, 8\)"),
+    "a layer that lacks": ({"n_layer": 2}, "12 missing: h.1.ln_1.weight, h.1.ln_1.bias"),
     "another GELU": ({"activation_function": "gelu"}, "expected activation_function gelu_new"),
     "a head of its own": (
         {"tie_word_embeddings": False},
-        "expected tie_word_embeddings: True, got False",
+        "expected tie_word_embeddings True, got False",
     ),
-    "more layers": ({"n_layer": 10**9}, "n_layer: expected 1, as its weights are, got 1000000000"),
+    "more layers": (
+        {"n_layer": 10**9},
+        "n_layer: expected at most 16, as its weights are, got 1000000000",
+    ),
     "no heads": ({"n_head": None}, "n_head: expected a whole number, got None"),
     "heads that do not divide": ({"n_head": 3}, "n_embd: expected a multiple of n_head = 3"),
 }
@@ -281,6 +308,22 @@ def test_what_cannot_go_out_is_refused_and_nothing_is_written(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("made", [False, True])
+def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch, made):
+    def full(path, *parts):
+        if path.name == "config.json":
+            raise OSError(28, "No space left on device")
+        write_whole(path, *parts)
+
+    if made:
+        (tmp_path / "there").mkdir()
+    write_whole = hub.write_whole
+    monkeypatch.setattr(hub, "write_whole", full)
+    with pytest.raises(OSError, match="No space left"):
+        hub.save(ours(SHAPES[0]), CharTokenizer.train("ab"), tmp_path / "there")
+    assert [*tmp_path.rglob("*")] == [tmp_path / "there"] * made
+
+
 def test_what_is_missing_is_told_in_one_line(tmp_path, capsys):
     folder = files(tmp_path / "there", weights()[1])
     with pytest.raises(SystemExit):
@@ -290,10 +333,17 @@ def test_what_is_missing_is_told_in_one_line(tmp_path, capsys):
     with pytest.raises(ValueError, match="damaged"):
         hub.load(folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match="safe_serialization=True"):
+    with pytest.raises(FileNotFoundError, match="save_pretrained writes them"):
+        hub.load(folder)
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="expected model_type gpt2, got None"):
         hub.load(folder)
     shutil.rmtree(folder)
-    with pytest.raises(SystemExit, match="python -m minigpt.hub RUN FOLDER"):
-        hub.main([])
-    with pytest.raises(SystemExit, match="expected a checkpoint, found no file"):
-        hub.main([str(folder), "there"])
+    for words, says in (
+        ([], "arguments are required: RUN, FOLDER"),
+        ([str(folder), "there"], "expected a checkpoint, found no file"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            hub.main(words)
+        line = capsys.readouterr().err
+        assert says in line and line.count("\n") == 1

@@ -43,6 +43,7 @@ def safetensors(arrays, metadata):
     would hold all of them in memory once more.
     Source: github.com/huggingface/safetensors, section Format.
     """
+    arrays = {name: _in_order(a) for name, a in arrays.items()}
     header, end = {"__metadata__": metadata}, 0
     for name, a in arrays.items():
         start, end = end, end + a.nbytes
