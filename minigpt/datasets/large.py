@@ -2,10 +2,10 @@
 
 Where memory goes: as a string a text takes 1 to 4 bytes a character. CharTokenizer.encode takes 8
 more, and 4 of them, the ids, stay in every process that trains; so 200 MB of text need 5.5 GB with
-one process. Here only a piece of the text is in memory, and two processes need 0.8 GB. The ids lie
-in a file, in 2 bytes each, or in 4 if there are more than 65,536 tokens. All processes map it: the
-system reads from the disk what they touch, has it in memory once for all of them, and takes that
-memory back when something else needs it.
+one process. Here only a piece of the text is in memory, and two processes need 1 GB, ids included.
+The ids lie in a file, in 2 bytes each, or in 4 if there are more than 65,536 tokens. All processes
+map it: the system reads from the disk what they touch, has it in memory once for all of them, and
+takes that memory back when something else needs it.
 
 The split, the ids and the checksum are those that text.py and the tokenizers give. Three things
 read a part of a larger text, because all of it would take too long: validation, the learning of
