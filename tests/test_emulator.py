@@ -276,6 +276,24 @@ def test_nothing_is_read_between_two_looks(tmp_path, monkeypatch):
     assert looked == [False, False, False, True, False, False, False, True, True]
 
 
+def test_a_stop_does_not_hide_a_step_that_failed_before_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, "LOOK", 100)
+    with emulated(), quiet():
+        run = new_trainer(tmp_path, xp=strict, steps=20, eval_every=10)
+        train_step = run.train_step
+
+        def step():
+            if run.step == 6:
+                run.flat.grad[3] = np.nan
+            train_step()
+            run.stopped = run.step == 10  # where it would be validated and saved
+
+        run.train_step = step
+        with pytest.raises(FloatingPointError, match="step 7: "):
+            run.run()
+    assert not any(run.out.iterdir())
+
+
 def test_an_id_that_is_no_token_is_refused_before_it_goes_to_the_gpu(tmp_path):
     with emulated():
         run = new_trainer(tmp_path, xp=strict)

@@ -13,7 +13,7 @@ from minigpt.engine.autograd import plain
 from minigpt.nn import model_class
 from minigpt.nn.gpt import GPTConfig
 from minigpt.nn.module import Flat
-from minigpt.training import fast_optim, optimizer_class
+from minigpt.training import optimizer_class
 from minigpt.training.config import Config
 from minigpt.training.trainer import Trainer
 from tests.benchmarks import launches, tables
@@ -347,16 +347,14 @@ def two_steps(library, name, optimizer):
     trainer.train_step()
 
 
-@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("name, optimizer", [("gpt2", "adamw"), ("gpt", "muon"), ("gpt", "sgd")])
-def test_a_step_gives_the_shapes_types_and_waits_of_numpy(name, optimizer, fast, monkeypatch):
-    files = [fast_optim] if fast else []
+def test_a_step_gives_the_shapes_types_and_waits_of_numpy(name, optimizer, monkeypatch):
     mine = traced(monkeypatch, shapes, ShapeArray)
-    with registered(files):
+    with registered([]):
         two_steps(shapes, name, optimizer)
         waits = +ledger.waits
     theirs = traced(monkeypatch, strict, StrictArray)
-    with on_strict(*files):
+    with on_strict():
         two_steps(strict, name, optimizer)
         assert waits == syncs and waits.total() == 6  # two parts and a norm, twice
     assert len(mine) > 1000
@@ -385,9 +383,9 @@ def totals(name):
 @pytest.mark.parametrize(
     "name, most",
     [
-        ("GPT-2 124M", (900, 4284, 28.02)),
-        ("6 x 384, GPT-2's form", (468, 1215, 3.33)),
-        ("6 x 384, recipe", (834, 1485, 3.75)),
+        ("GPT-2 124M", (899, 4284, 28.02)),
+        ("6 x 384, GPT-2's form", (467, 1215, 3.33)),
+        ("6 x 384, recipe", (832, 1485, 3.75)),
     ],
 )
 def test_a_step_at_full_size_asks_for_no_more_than_this(name, most):

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from strict import registered, strict, syncs
+from strict import registered, strict
 
 from minigpt.datasets import TOKENIZERS
 from minigpt.datasets.text import Windows, windows_in_order
@@ -258,31 +258,6 @@ def test_the_formula_and_the_fast_step_agree(name, shape, dtype, tolerance):
     for a, b in zip(fast, formula, strict=True):
         assert a.dtype == b.dtype == dtype
         np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("name, step", [("adamw", "adamw_step"), ("muon", "muon_step")])
-def test_an_optimizer_whose_fast_step_is_deleted_goes_on_with_its_formula(name, step, monkeypatch):
-    with plain():
-        formula = stepped(name)
-    fast = stepped(name)
-    monkeypatch.delattr(fast_optim, "adamw_step")  # Muon's own rest is updated by it
-    monkeypatch.delattr(fast_optim, step, raising=False)
-    left = stepped(name)
-    assert all((a == b).all() for a, b in zip(left, formula, strict=True))
-    assert any((a != b).any() for a, b in zip(fast, formula, strict=True))
-
-
-@pytest.mark.parametrize("name, step", [("adamw", "adamw_step"), ("muon", "muon_step")])
-def test_a_fast_step_runs_on_another_library_than_numpy(name, step, monkeypatch):
-    expected = stepped(name)
-    optimizer = optimizer_class(name)
-    for kind, function in ((AdamW, fast_optim.adamw_step), (optimizer, getattr(fast_optim, step))):
-        monkeypatch.setattr(kind, "step", function)
-    with registered():
-        got = stepped(name, xp=strict)
-        assert set(syncs) <= {"asnumpy"}  # the CPU never waits in between
-    for a, b in zip(got, expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -29,15 +29,14 @@ def select(name="auto", precision="float32", rank=0):
                 cupy.cuda.Device(rank % cupy.cuda.runtime.getDeviceCount()).use()
             one = cupy.ones((1, 1), "f")
             (one @ one).item()  # the import succeeds even without a driver, a product does not
-            LIBRARIES[cupy.ndarray] = cupy
-            multiply_in(precision, cupy)
-            return cupy, f"GPU, CuPy {cupy.__version__}, products in {precision}"
-        except ValueError:
-            raise
         except ImportError:
             why = "CuPy is not installed: pip install -e '.[cuda12]' or '.[cuda13]'"
         except Exception as error:  # CuPy's errors have no narrower class in common
             why = f"no GPU answers: {(str(error) or repr(error)).splitlines()[0]}"
+        else:
+            LIBRARIES[cupy.ndarray] = cupy
+            multiply_in(precision, cupy)
+            return cupy, f"GPU, CuPy {cupy.__version__}, products in {precision}"
     if name == "gpu":
         raise ValueError(f"device gpu: {why}; or use --device cpu")
     if precision != "float32":

@@ -57,7 +57,7 @@ def memory(count, hidden, optimizer):
 
 
 PYTHON = 45e6  # bytes of Python, NumPy and this program; every process has its own
-TOKENS_TRIED = 1024
+TRIED = 1024  # tokens of the forward pass that is run to see what a step keeps
 
 
 def activations(model, x, y):
@@ -65,7 +65,7 @@ def activations(model, x, y):
 
     The forward pass of a few is run, with history, and what NumPy asks memory for is added up.
     """
-    few = min(len(x), max(1, TOKENS_TRIED * len(x) // y.size))
+    few = min(len(x), max(1, TRIED * len(x) // y.size))
     tracemalloc.start()
     loss = cross_entropy(model(x[:few]), y[:few])
     _, peak = tracemalloc.get_traced_memory()

@@ -1,4 +1,4 @@
-"""Fast versions of the optimizers' steps, on NumPy and on CuPy arrays.
+"""Fast versions of the optimizers' steps on NumPy arrays; gpu.py has those on CuPy's.
 
 Each does what the formula in optim.py or muon.py says, and is found there under its name. Deleting
 it changes the time and the last digits, because it rounds in another order.
@@ -8,7 +8,6 @@ import math
 
 import numpy as np
 
-from minigpt.engine.arrays import module_of
 from minigpt.training.ranks import Alone
 
 BLOCK = 1 << 15  # numbers: blocks of four vectors, 128 KB each, stay in the L2 cache
@@ -20,9 +19,8 @@ def adamw_step(optimizer, rate, number):
     In blocks no vector is fetched from memory more than once; without them it would be 2.2 ms.
     """
     flat, m, v = optimizer.flat, optimizer.moments["m"], optimizer.moments["v"]
-    size = BLOCK if module_of(m) is np else len(m)  # a GPU has no such cache
-    for i in range(0, len(m), size):
-        part = slice(i, i + size)
+    for i in range(0, len(m), BLOCK):
+        part = slice(i, i + BLOCK)
         vectors = flat.data[part], flat.grad[part], m[part], v[part]
         vectors[0][: max(0, flat.decayed - i)] *= 1 - rate * optimizer.weight_decay
         _adam(*vectors, rate, number, *optimizer.betas, optimizer.eps)
@@ -34,7 +32,6 @@ def _adam(w, g, m, v, rate, number, b1, b2, eps):
     g holds (1 - b1) g, then (1 - b2) g^2, then sqrt(v_hat) + eps, and at last the step itself. The
     corrections of the moments are numbers, multiplied into what is multiplied anyway.
     """
-    xp = module_of(g)
     g *= 1 - b1
     m *= b1
     m += g
@@ -42,10 +39,10 @@ def _adam(w, g, m, v, rate, number, b1, b2, eps):
     g *= (1 - b2) / (1 - b1) ** 2  # g^2 again, and its share in the mean
     v *= b2
     v += g
-    xp.sqrt(v, out=g)
+    np.sqrt(v, out=g)
     g *= (1 - b2**number) ** -0.5
     g += eps
-    xp.divide(m, g, out=g)
+    np.divide(m, g, out=g)
     g *= rate / (1 - b1**number)
     w -= g
     g.fill(0)
@@ -72,7 +69,7 @@ def muon_step(optimizer, rate, number):
     g.fill(0)  # the directions that other ranks find are added
     for place, x in directions:
         scale = 0.2 * max(x.shape) ** 0.5 * rate
-        module_of(x).multiply(x.reshape(-1), scale, out=g[place])
+        np.multiply(x.reshape(-1), scale, out=g[place])
     ranks.all_reduce(g)
     w *= 1 - rate * optimizer.weight_decay
     w -= g

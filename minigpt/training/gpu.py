@@ -19,8 +19,7 @@ class Queued:
     """The end of each step, and what it leaves on the GPU: a running mean of the loss, and the
     number of the first step whose loss or gradient was not finite; then the loss of that step.
 
-    From it on the optimizer changes nothing, so that weights and moments stay as they were
-    before it.
+    From that step on the optimizer changes nothing: weights and moments stay as they were before.
     """
 
     def __init__(self, optimizer, limit):
@@ -43,10 +42,11 @@ class Queued:
 
 
 def clipping(flat):
-    """|g|^2 (1,) on the GPU, and the norm to which a longer gradient is shortened. Without a Queued
-    nobody has said one."""
-    unlimited = module_of(flat.data).zeros(1, flat.data.dtype), math.inf
-    return getattr(flat, "clipping", unlimited)
+    """|g|^2 (1,) on the GPU, and the norm to which a longer gradient is shortened. If no Queued has
+    set them, nothing is clipped."""
+    if not hasattr(flat, "clipping"):
+        flat.clipping = module_of(flat.data).zeros(1, flat.data.dtype), math.inf
+    return flat.clipping
 
 
 def exact(flat, *numbers):

@@ -5,9 +5,10 @@
     rank 1   waits ----------+    data    +--> trains -----------------+    waits
 
 mpiexec starts train.py so many times, on the machines that it is told, and MPI carries messages
-between them. Only rank 0 goes through the six steps and touches files. The others wait until it
-sends them the part that is shared, run it on their share of every batch, and wait again. What a
-rank has to offer to the training is in ranks.py; processes on one machine are in parallel.py.
+between them. Only rank 0 goes through the six steps and touches files (but for the ids of a text
+too large for memory, which every rank maps). The others wait until it sends them the part that is
+shared, run it on their share of every batch, and wait again. What a rank has to offer to the
+training is in ranks.py; processes on one machine are in parallel.py.
 Source: MPI Forum 2021, MPI 4.0, chapter 6.
 """
 
@@ -107,10 +108,10 @@ def _run(comm, where, work=None):
     """This rank's part of run(); work: program and args, which rank 0 sends to the others."""
     from mpi4py import MPI
 
-    library, _ = device.select(*where, comm.rank)  # first: arrays arrive on the GPU that is chosen
+    machine = comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine, from 0 on
+    library, _ = device.select(*where, machine.rank)  # first: arrays arrive on the GPU it chooses
     program, args = comm.bcast(work)
-    neighbours = comm.Split_type(MPI.COMM_TYPE_SHARED).size  # ranks on this machine share its cores
-    with threads(neighbours):
+    with threads(machine.size):
         ranks = Rank(comm) if library is np else RankOnGPU(comm, library)
         return program(ranks, *args)
 

@@ -70,7 +70,7 @@ class Muon:
 
     @moves_weights
     def step(self, rate, number):
-        if shared := fast("muon_step", self.flat.data):  # the same in less time: fast_optim.py
+        if shared := fast("muon_step", self.flat.data):  # faster: fast_optim.py, gpu.py
             return shared(self, rate, number)
         self.rest.step(rate, number)
         vectors = self.flat.data, self.flat.grad, self.moments["momentum"]

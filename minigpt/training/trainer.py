@@ -97,6 +97,7 @@ class Trainer:
             # whose weights must not be saved.
             terminal = isinstance(error, OSError) and error.errno == errno.EIO
             if self.first and self.stopped and self.step and terminal:
+                self.look(now=True)
                 return self.save("last")
             if self.first:
                 folder.failed(self.out, error)
@@ -171,8 +172,8 @@ class Trainer:
         """One update from one batch -> its mean loss, in nats per token; on a GPU nothing.
 
         The batch comes in `accumulate` parts, and each rank takes its share of every part; the
-        gradients add up. Raises FloatingPointError, and leaves the weights as they were, if the
-        loss or the gradient is not finite.
+        gradients add up. If the loss or the gradient is not finite, the weights stay as they were,
+        and this raises FloatingPointError; on a GPU look() does.
         """
         c, xp, ranks = self.config, module_of(self.flat.data), self.ranks
         rate = self.rate()
@@ -180,7 +181,7 @@ class Trainer:
         # What dropout draws follows from these three, so that a checkpoint need not keep it.
         self.rng.bit_generator.state = np.random.PCG64((c.seed, self.step, ranks.rank)).state
         x, y = self.stream.batch(c.batch_size)
-        if xp is not np and hasattr(self.model, "new_state"):  # a GPU looks at no token's id
+        if xp is not np and hasattr(self.model, "new_state"):  # kernels do not check tokens
             check_ids("batch", x, self.model.config.vocab_size)
         count = int((y != IGNORED).sum())  # scored targets of the whole batch
         x, y = xp.asarray(x), xp.asarray(y)
@@ -230,7 +231,7 @@ class Trainer:
                 start, before = time.perf_counter(), self.step
                 with quiet():  # the losses and gradients are looked at
                     self.train_step()
-                    while not self.stopped and not self.look():  # on a GPU, several steps
+                    while not self.look() and not self.stopped:  # on a GPU, several steps
                         self.train_step()
                 seconds, done = time.perf_counter() - start, self.step - before
                 self.seconds += seconds
