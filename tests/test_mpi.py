@@ -178,6 +178,16 @@ def test_a_command_says_and_writes_what_it_does_in_one_process(text):
 
 
 @with_mpi
+def test_what_is_reported_at_the_end_is_of_the_trained_model(tmp_path):
+    _, out, _ = ranks(2, *"--data tumours --steps 60 --out run".split(), cwd=tmp_path)
+    [said] = re.findall("held out: (.*)", out)
+    report = subprocess.run(
+        [sys.executable, ROOT / "sample.py", "run"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert report.stdout.splitlines()[0] == said
+
+
+@with_mpi
 def test_a_rank_that_sees_neither_data_nor_folder_trains_and_writes_nothing(text):
     """As on another machine: rank 1 runs in another folder, also when the run goes on."""
     other = text / "elsewhere" / "run" / "best.safetensors"

@@ -110,7 +110,10 @@ def _run(comm, where, work=None):
 
     machine = comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine, from 0 on
     library, _ = device.select(*where, machine.rank)  # first: arrays arrive on the GPU it chooses
-    program, args = comm.bcast(work)
+    sent = comm.bcast(work)
+    program, args = (
+        work or sent
+    )  # rank 0 goes on with its own model, not with the copy that it sent
     with threads(machine.size):
         ranks = Rank(comm) if library is np else RankOnGPU(comm, library)
         return program(ranks, *args)
