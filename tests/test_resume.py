@@ -76,8 +76,8 @@ def place(tmp_path, monkeypatch):
 
 
 @cache
-def few_questions(name, seed, load=tasks.load):
-    return tasks.Task(*(part[:FEW] for part in load(name, seed)))
+def few_questions(*given, load=tasks.load):
+    return tasks.Task(*(part[:FEW] for part in load(*given)))
 
 
 @cache
