@@ -58,12 +58,14 @@ train.CACHE = train.Path("cache")  # the text is read and counted anew
 with redirect_stdout(io.StringIO()):
     train.main(sys.argv[2].split())
     with plain():
-        sample.main(["--tokens", "200", "--prompt", "The with statement"])
+        sample.main("--tokens 200 --device cpu --prompt The".split())
 sys.settrace(None)
 print(json.dumps({name: sorted(found) for name, found in lines.items()}))
 """
 SIZE = "--steps 4 --eval-every 2 --n-layer 1 --n-embd 16 --n-head 2"
-CANONICAL = f"--model gpt2-mini --optimizer adamw --batch-size 12 --plain --workers 1 {SIZE}"
+CANONICAL = (
+    f"--model gpt2-mini --optimizer adamw --batch-size 12 --plain --workers 1 --device cpu {SIZE}"
+)
 
 
 def golden(words):
