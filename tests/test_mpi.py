@@ -19,6 +19,7 @@ import emulator
 import numpy as np
 import pytest
 from strict import strict, syncs
+from test_device import answering
 from test_parallel import go, gone, masks, sums, train
 from test_training import contents, new_trainer
 
@@ -451,14 +452,21 @@ def fake_cupy(monkeypatch, **cuda):
     monkeypatch.setitem(sys.modules, "cupy.cuda", module)
 
 
-@pytest.mark.parametrize("rank, expected", [(0, []), (1, [1]), (3, [3]), (4, [0]), (6, [2])])
-def test_ranks_take_the_gpus_of_a_machine_in_turn(rank, expected, monkeypatch):
+@pytest.mark.parametrize("rank, expected", [(0, []), (1, [1]), (3, [3])])
+def test_each_rank_of_a_machine_takes_a_gpu_of_its_own(rank, expected, monkeypatch):
     used = []
     runtime = SimpleNamespace(getDeviceCount=lambda: 4)
     of = lambda number: SimpleNamespace(use=lambda: used.append(number))  # noqa: E731
     fake_cupy(monkeypatch, runtime=runtime, Device=of)
     device.select("auto", rank=rank)
     assert used == expected
+
+
+def test_more_ranks_than_gpus_are_refused(monkeypatch):
+    cupy = answering(monkeypatch, "90")
+    cupy.cuda.runtime = SimpleNamespace(getDeviceCount=lambda: 4)
+    with pytest.raises(ValueError, match="at most 4 ranks on this machine"):
+        device.select("gpu", rank=4)
 
 
 @pytest.mark.parametrize("cuda", [{}, {"nccl": SimpleNamespace(available=False)}])

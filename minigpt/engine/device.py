@@ -15,8 +15,8 @@ def select(name="auto", precision="float32", rank=0):
     """The library to compute with, numpy or cupy -> (library, one line on what was found)
 
     name: 'cpu', 'gpu' or 'auto'. precision: of products, 'float32' or 'tf32'. rank: of several
-    processes, which take one of this machine's GPUs each. Raises ValueError if a name is unknown,
-    if it is 'gpu' and none answers, or if there is no tf32.
+    processes on this machine, each of which takes a GPU of its own. Raises ValueError if a name is
+    unknown, if it is 'gpu' and none answers, if there are too few, or if there is no tf32.
     """
     if name not in ("auto", "cpu", "gpu"):
         raise ValueError(f"device: expected auto, cpu or gpu, got {name!r}")
@@ -25,8 +25,9 @@ def select(name="auto", precision="float32", rank=0):
         try:
             import cupy
 
-            if rank:
-                cupy.cuda.Device(rank % cupy.cuda.runtime.getDeviceCount()).use()
+            count = cupy.cuda.runtime.getDeviceCount() if rank else 1
+            if 0 < rank < count:
+                cupy.cuda.Device(rank).use()
             one = cupy.ones((1, 1), "f")
             (one @ one).item()  # the import succeeds even without a driver, a product does not
         except ImportError:
@@ -34,6 +35,9 @@ def select(name="auto", precision="float32", rank=0):
         except Exception as error:  # CuPy's errors have no narrower class in common
             why = f"no GPU answers: {(str(error) or repr(error)).splitlines()[0]}"
         else:
+            if rank >= count:
+                need = f"expected at most {count} ranks on this machine, as it has so many GPUs"
+                raise ValueError(f"mpiexec: {need}, got more; start fewer, or use --device cpu")
             LIBRARIES[cupy.ndarray] = cupy
             multiply_in(precision, cupy)
             return cupy, f"GPU, CuPy {cupy.__version__}, products in {precision}"

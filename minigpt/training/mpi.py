@@ -52,7 +52,8 @@ class RankOnGPU(Rank):
     """A rank with a GPU of its own: NCCL adds up the vectors where they lie, on the GPUs.
 
     all_reduce goes into the queue of the GPU, so that the CPU does not wait. Everything else, a few
-    numbers now and then, goes through MPI. Unmeasured: it has run on a stand-in alone.
+    numbers now and then, goes through MPI. Unmeasured: no machine with two GPUs has run it, and
+    the tests use arrays that play the part of a GPU's.
     """
 
     def __init__(self, comm, cupy):
@@ -109,11 +110,10 @@ def _run(comm, where, work=None):
     from mpi4py import MPI
 
     machine = comm.Split_type(MPI.COMM_TYPE_SHARED)  # the ranks of this machine, from 0 on
-    library, _ = device.select(*where, machine.rank)  # first: arrays arrive on the GPU it chooses
+    library, _ = device.select(*where, machine.rank)  # first: it says where arrays will arrive
     sent = comm.bcast(work)
-    program, args = (
-        work or sent
-    )  # rank 0 goes on with its own model, not with the copy that it sent
+    # bcast gives rank 0 a copy, too; but its own model must be the one that is trained.
+    program, args = work or sent
     with threads(machine.size):
         ranks = Rank(comm) if library is np else RankOnGPU(comm, library)
         return program(ranks, *args)
