@@ -717,3 +717,18 @@ def test_a_device_is_no_table(capsys):
 def test_tiny_numbers_have_a_scale():
     encoder = TableEncoder.fit({"a": ["1e-200", "2e-200", "0"]}, range(3))  # squares are 0
     assert np.isfinite(encoder.encode_columns({"a": ["1e-200", "5"]})).all()
+
+
+@pytest.mark.parametrize("trained, asked", [("5%", "5"), ("5", "5%")])
+def test_a_percentage_is_not_read_as_a_number_a_hundred_times_as_large(trained, asked):
+    encoder = tables.TableEncoder.fit({"a": [trained, "1%" if "%" in trained else "1"]}, [0, 1])
+    encoder.encode_columns({"a": [trained, "NA"]})
+    with pytest.raises(ValueError, match="row 1, column a: expected a number with(out)? %"):
+        encoder.encode_columns({"a": [asked]})
+
+
+def test_a_point_is_refused_wherever_a_column_of_the_file_has_decimal_commas(tmp_path):
+    file = tmp_path / "a.csv"
+    file.write_text("p;n\n1,5;1.000\n2,5;2.500\n")
+    with pytest.raises(ValueError, match="line 2, column n: expected a decimal comma or none"):
+        tables.read_csv(file)

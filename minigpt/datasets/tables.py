@@ -46,16 +46,17 @@ def read_csv(path, tell=silent):
         tell(f"{path}: its first column has no name and counts the rows: left out")
         header, columns = header[1:], columns[1:]
     check_names(f"{path}: line 1", header)
-    table = Table({}, list(lines))
+    table, commas = Table({}, list(lines)), False
     for name, cells in zip(header, columns, strict=True):
         read = table.columns[name] = without_commas(cells, delimiter)
         changed = [i for i, cell in enumerate(cells) if read[i] != cell]
         if changed:
-            first = changed[0]
+            first, commas = changed[0], True
             where = f"{path}: line {lines[first]}, column {name}"
             tell(f"{where}: {cells[first]} is read as {read[first]}")
-            if delimiter != ",":
-                refuse_points(path, name, cells, lines)
+    if commas and delimiter != ",":
+        for name, cells in zip(header, columns, strict=True):
+            refuse_points(path, name, cells, lines)
     return table
 
 
@@ -114,7 +115,7 @@ def without_commas(cells, delimiter):
 
 
 def refuse_points(path, name, cells, lines):
-    """Raise ValueError if a column with decimal commas has 1.000, which is 1000 there, or 1."""
+    """Raise ValueError if a column of a file with decimal commas has 1.000: 1000 there, or 1."""
     for line, cell in zip(lines, cells, strict=True):
         if "." in cell and POINTS.fullmatch(cell):
             remedy = f"write {cell.replace('.', '')}, or {cell.replace('.', ',')}"
@@ -197,8 +198,8 @@ class TableEncoder:
         20   cook       ->     -1       1         0            mean 30, scale 10
         40   pilot              1       0         1
 
-    columns: [{"name", "mean", "scale", "missing"} or {"name", "values"}]; shape: how many features
-    each column has.
+    columns: [{"name", "mean", "scale", "missing", "percent"} or {"name", "values"}]; shape: how
+    many features each column has.
     """
 
     def __init__(self, columns):
@@ -216,7 +217,8 @@ class TableEncoder:
         for name, cells in columns.items():
             x, missing = floats(cells)
             if holds_numbers(name, cells, x, missing, lines, tell):
-                fitted.append(fit_numbers(name, x, missing, rows))
+                percent = any(cell.endswith("%") for cell in cells)
+                fitted.append(fit_numbers(name, x, missing, rows) | {"percent": percent})
             else:
                 fitted.append(fit_categories(name, cells, rows))
         return cls(fitted)
@@ -279,5 +281,11 @@ def numbers(cells, column, lines):
     if len(wrong):
         where, got = f"{place(wrong[0], lines)}, column {column['name']}", shown(cells[wrong[0]])
         check(False, where, "a number as in training", got, "mend it or write NA")
+    percent = column["percent"]
+    other = [i for i in np.flatnonzero(~missing) if cells[i].endswith("%") != percent]
+    if other:  # 5 is a hundred times 5%
+        where, got = f"{place(other[0], lines)}, column {column['name']}", shown(cells[other[0]])
+        like = f"a number {'with' if percent else 'without'} %, as in training"
+        check(False, where, like, got, "write it so")
     x = np.where(missing, 0, (x - column["mean"]) / column["scale"])
     return np.stack([x, missing] if column["missing"] else [x], 1)
