@@ -25,6 +25,7 @@ from minigpt.engine.arrays import quiet
 from minigpt.messages import check
 from minigpt.training import stopping
 from minigpt.training.config import Parser, number
+from minigpt.training.ranks import started_by_mpi
 
 FOLDER = Path(__file__).resolve().parent / "data"
 
@@ -35,6 +36,7 @@ def main(words=None):
     args = parser.parse_args(words)
     talks = args.prompt is not None or args.interactive
     try:
+        check(started_by_mpi()[1] == 1, "mpiexec", "one process", "several", "call sample.py alone")
         refuse_two_things_at_once(args)
         library, _ = device.select(args.device)
         model, application = load(args.run or newest(), library)

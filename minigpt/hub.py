@@ -65,7 +65,7 @@ def save(model, tokenizer, folder):
     """
     form = "a model in GPT-2's form (train.py --model gpt2-mini)"
     no_place = "what other forms compute, transformers' GPT-2 does not"
-    check(type(model) is GPT2, "hub", form, type(model).__name__, no_place)
+    check(type(model) is GPT2, "model", form, type(model).__name__, no_place)
     folder, made = Path(folder), not Path(folder).exists()
     empty = made or (folder.is_dir() and not any(folder.iterdir()))
     check(empty, folder, "a new or empty folder", "one with other files", "name another")
@@ -73,7 +73,8 @@ def save(model, tokenizer, folder):
     files = {"model.safetensors": safetensors(arrays, {"format": "pt"})}
     if tokenizer is not None:
         most, got = model.config.vocab_size, tokenizer.vocab_size
-        check(got <= most, "hub", f"a tokenizer of at most {most} tokens", got, "take the model's")
+        need = f"at most {most} tokens, as the model has"
+        check(got <= most, "tokenizer", need, got, "take the model's own")
         files |= {name: [_json(value)] for name, value in _described(model, tokenizer).items()}
     files["config.json"] = [_json(_form_of(model, tokenizer))]  # last: without it nothing is opened
     folder.mkdir(parents=True, exist_ok=True)

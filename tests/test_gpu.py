@@ -152,13 +152,12 @@ def test_tf32_rounds_factors_to_ten_bits_and_changes_no_type(gpu):
 # whole steps
 
 
-def three_steps(model, x, y, xp, optimizer="muon"):
-    """The weights after three steps with clipping, in float64."""
-    model.to(xp, np.float64)
-    x, y = xp.asarray(x), xp.asarray(y)
+def stepper(model, xp, optimizer):
+    """A function (x, y, number) that makes one step with clipping -> its loss, where it lies."""
     weights = optimizer_class(optimizer)(Flat(model))
     queued = None if xp is np else Queued(weights, 1.0)
-    for number in (1, 2, 3):
+
+    def step(x, y, number):
         loss = cross_entropy(model(x), y, count=y.size)
         loss.backward()
         if queued:
@@ -166,7 +165,19 @@ def three_steps(model, x, y, xp, optimizer="muon"):
         else:
             clip(weights.flat.grad, 1.0)
             weights.step(RATE, number)
-    return to_numpy(weights.flat.data)
+        return loss.data
+
+    return step, weights.flat
+
+
+def three_steps(model, x, y, xp, optimizer="muon"):
+    """The weights after three steps with clipping, in float64."""
+    model.to(xp, np.float64)
+    x, y = xp.asarray(x), xp.asarray(y)
+    step, flat = stepper(model, xp, optimizer)
+    for number in (1, 2, 3):
+        step(x, y, number)
+    return to_numpy(flat.data)
 
 
 def same_steps(gpu, make, x, y, optimizer="muon"):
@@ -196,19 +207,12 @@ def test_training_of_every_classifier_equals_numpys(name, kind, gpu):
 def curve(xp, name, steps):
     """The losses of so many steps in float32, on three batches in turn."""
     model = gpt(form=MODELS[name], dtype=np.float32, n_embd=16, n_layer=1).to(xp)
-    weights, losses = optimizer_class("adamw")(Flat(model)), []
-    queued = None if xp is np else Queued(weights, 1.0)
+    step, _ = stepper(model, xp, "adamw")
     texts = [xp.asarray(ids_of(model, 4, 9, seed=seed)) for seed in range(3)]
+    losses = []
     for number in range(1, steps + 1):
-        x, y = texts[number % 3][:, :-1], texts[number % 3][:, 1:]
-        loss = cross_entropy(model(x), y, count=y.size)
-        loss.backward()
-        if queued:
-            queued.step(loss.data, RATE, number, 1.0, 0.5)
-        else:
-            clip(weights.flat.grad, 1.0)
-            weights.step(RATE, number)
-        losses.append(loss.data)
+        text = texts[number % 3]
+        losses.append(step(text[:, :-1], text[:, 1:], number))
     return np.array([float(loss) for loss in losses])
 
 

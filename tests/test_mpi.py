@@ -23,6 +23,7 @@ from test_device import answering
 from test_parallel import go, gone, masks, sums, train
 from test_training import contents, new_trainer
 
+import sample
 from minigpt.engine import device
 from minigpt.training import checkpoint, mpi
 from minigpt.training.processes import run
@@ -300,6 +301,15 @@ def test_a_mistake_of_the_program_is_shown_once_and_ends_all():
     code, out, err = ranks(2, "failing", 0)
     assert code == 1 and err.count("MemoryError: no room for 7 GB") == 1
     assert err.count("Traceback") == 1 and out == ""
+
+
+def test_sample_is_not_for_several_processes(monkeypatch, capsys):
+    monkeypatch.setenv("PMI_RANK", "1")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(SystemExit):
+        sample.main(["--prompt", "a"])
+    err = capsys.readouterr().err
+    assert "mpiexec: expected one process, got several" in err and err.count("\n") == 1
 
 
 def test_without_mpi4py_one_line_says_so(tmp_path):

@@ -7,9 +7,9 @@ The ids lie in a file, in 2 bytes each, or in 4 if there are more than 65,536 to
 map it: the system reads from the disk what they touch, has it in memory once for all of them, and
 takes that memory back when something else needs it.
 
-The split, the ids and the checksum are those that text.py and the tokenizers give. Three things
-read a part of a larger text, because all of it would take too long: validation, the learning of
-bpe's tokens, and the baselines. A first reader can skip this file.
+The text must be UTF-8. The split, the ids and the checksum are those that text.py and the
+tokenizers give. Three things read a part of a larger text, because all of it would take too long:
+validation, the learning of bpe's tokens, and the baselines. A first reader can skip this file.
 """
 
 import codecs
@@ -249,7 +249,7 @@ def parts_of(files, cache):
 
 
 def parts_of_file(path):
-    """Yield the text that text.read_file gives, as it comes from the disk."""
+    """Yield the text that text.read_file gives of a file in UTF-8, as it comes from the disk."""
     decoder = codecs.getincrementaldecoder("utf-8-sig")()  # sig: without a byte order mark
     kept, lines, blank, data = "", 0, True, b"\n"
     with open(path, "rb") as file:
@@ -267,7 +267,7 @@ def parts_of_file(path):
 
 
 def clear(folder):
-    """Remove ids that a killed run has left half written: an hour ago nobody wrote any more."""
+    """Remove ids that a killed run has left half written: untouched for an hour."""
     for part in folder.glob("ids-*.part"):
         with suppress(OSError):  # another process has done so
             if part.stat().st_mtime < time.time() - 3600:
