@@ -301,6 +301,8 @@ def test_a_prompt_may_come_through_standard_input(trained, capsys, monkeypatch):
 
 def test_count_writes_that_many_different_samples(trained, capsys):
     lines = said(capsys, trained, "--prompt", "the", "--count", 3, "--tokens", 20).out.splitlines()
+    assert lines[1::2] == ["-" * 15] * 2  # between two texts
+    lines = lines[::2]
     assert [len(line) for line in lines] == [23] * 3 and len(set(lines)) == 3
     assert {line[:3] for line in lines} == {"the"}
 
@@ -311,7 +313,7 @@ def test_samples_are_drawn_in_batches_that_fit_into_memory(trained, capsys, monk
         generate, "left_pad", lambda prompts: sizes.append(len(prompts)) or left_pad(prompts)
     )
     words = trained, "--prompt", "the", "--tokens", 20, "--count"
-    lines = said(capsys, *words, TOGETHER + 3).out.splitlines()
+    lines = said(capsys, *words, TOGETHER + 3).out.splitlines()[::2]
     assert sizes == [TOGETHER, 3] and len(set(lines)) == TOGETHER + 3
     assert {(line[:3], len(line)) for line in lines} == {("the", 23)}
 
@@ -327,7 +329,7 @@ def test_the_first_of_several_samples_is_printed_as_it_is_drawn(trained, monkeyp
 
     monkeypatch.setattr(generate, "choose", noted)
     sample.main([str(trained), "--prompt", "the", "--tokens", "5", "--count", "3"])
-    assert drawn == [3, 4, 5, 6, 7] and len("".join(printed)) == 3 * 8
+    assert drawn == [3, 4, 5, 6, 7] and len("".join(printed)) == 3 * 8 + 2 * 15
 
 
 def test_writing_ends_before_the_stop(trained, capsys):

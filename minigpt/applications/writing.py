@@ -208,7 +208,9 @@ class Writing(TextApplication):
         start = known
         if not known:
             start = self.beginning()
-        for pieces in self.texts(model, start, rng, self.how.stop, TEMPERATURE):
+        for number, pieces in enumerate(self.texts(model, start, rng, self.how.stop, TEMPERATURE)):
+            if number:  # a text may hold line ends, so these alone would not part two of them
+                print("-" * 15)
             print(known, end="", flush=True)
             for piece in pieces:
                 print(visible(piece), end="", flush=True)

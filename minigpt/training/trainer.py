@@ -265,7 +265,7 @@ class Trainer:
         return True
 
     def plan(self, times):
-        """Turn --minutes into a number of steps, anew after every step; rank 0 has the clock.
+        """Turn --minutes into a number of steps, anew after every look; rank 0 has the clock.
 
         The number of further steps is the rest of the time divided by the median of `times`, the
         seconds of the last steps. While the rate is flat, no step depends on how many will follow.
