@@ -3,6 +3,7 @@
 python train.py                a GPT learns to write from the documentation of this Python
 python train.py --data FILE    ... from a text of your own
 python train.py --data digits --model conv    a CNN learns to read digits; see README for more
+python train.py --data FILE --init out/manual-gpt    ... with what another run has learned
 python train.py --resume       continue a run that was stopped, as if it had never been stopped
 python train.py --model gpt3-175b --dry-run    what GPT-3 would cost
 mpiexec -n 4 python train.py   ... in four processes, on one machine or several
@@ -51,9 +52,10 @@ def main(words=None):
         with contextlib.nullcontext() if check else folder.claimed(out, create=not resume):
             if resume:
                 folder.bring_back(out)
-            kind, config, saved = options.configure(given, resume, overwrite or check)
+            origin = None if resume else origin_of(given)
+            kind, config, saved = options.configure(given, resume, overwrite or check, origin)
             with plain() if config.plain else contextlib.nullcontext(), quiet():
-                return six_steps(kind, config, saved, check)
+                return six_steps(kind, config, saved, check, origin)
     except BrokenPipeError:
         raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
@@ -62,17 +64,17 @@ def main(words=None):
         parser.error(f"{str(error) or 'no memory is left'}{room}{place(error)}")
 
 
-def six_steps(kind, config, saved, check=False):
+def six_steps(kind, config, saved, check=False, origin=None):
     """Train a model and let it do what it has learned -> what has stopped it, or False.
 
     kind: of data; config: all options; saved: the checkpoint of a run to resume, or None; check:
-    compare the gradients with differences instead.
+    compare the gradients with differences instead; origin: the model that --init names, or None.
     """
     library, where = device.select(config.device, config.precision)
     check_room(kind, config, library, saved)
 
     # 1 preprocess: texts, tables, images or sounds become arrays of numbers.
-    application = application_class(kind)(config, CACHE)
+    application = application_of(kind, config, saved, origin)
     application.preprocess()
     if saved and saved[1].get("data") != application.crc:
         raise ValueError("--data: not what this run has read; restore it, or start anew")
@@ -89,17 +91,21 @@ def six_steps(kind, config, saved, check=False):
         say("", plan.memory_of_a_run(config, model, application, windows))
 
     # 3 initialise: with random weights every answer is about equally likely, and the loss shows it.
+    # With those of --init it is lower, if what they have learned helps here.
+    if origin:
+        origin.fill(model)
     x, y = (part[:32] for part in windows)
     application.first = first = mean_loss(model, x, y, 32) * application.scale
     uniform = application.uniform
-    say("3 initialise", f"seed {config.seed}; first loss {first:.3f} (uniform {uniform:.3f})")
+    begin = f"weights of {origin.path}" if origin else f"seed {config.seed}"
+    say("3 initialise", f"{begin}; first loss {first:.3f} (uniform {uniform:.3f})")
 
     if check:
         return check_gradients(kind, model, x, y)
 
     # 4 train and 5 validate, in one process or in several that share each batch.
     about = application.about() | {"application": kind, "numpy": np.__version__}
-    own = strangers.identity(config, application.crc)
+    own = strangers.identity(config, application.crc, application.origin)
     about["run"] = saved[1].get("run") if saved else own
     trainer = share(train_and_validate, config, model, application, rng, windows, about, saved)
 
@@ -126,6 +132,27 @@ def train_and_validate(ranks, config, model, application, rng, windows, about, s
             if ranks.rank == 0:
                 application.validate(loss)
         return trainer
+
+
+def origin_of(given):
+    """The model that --init names; None without it."""
+    if "init" not in given:
+        return None
+    from minigpt.origin import Origin
+
+    return Origin(given["init"], CACHE)
+
+
+def application_of(kind, config, saved, origin):
+    """The application of the data, with what it takes over from --init, or took over when the run
+    began: then the checkpoint has it, and the model that --init named is not needed any more."""
+    if saved and saved[1].get("origin"):
+        with strangers.foreign(config.out):
+            return application_class(kind).restore(config, saved[1], CACHE)
+    application = application_class(kind)(config, CACHE)
+    if origin:
+        application.tokenizer, application.origin = origin.tokenizer, origin.about
+    return application
 
 
 def check_gradients(kind, model, x, y):

@@ -72,6 +72,7 @@ applications/options.py   8  from the command line to a run
 applications/plan.py     12  what a model would need, and what its training would cost: --dry-run
 applications/runs.py      2  a run's model and application, from its checkpoint
 hub.py                   12  Hugging Face's folders, in and out
+origin.py                 5  fine-tuning: a run that begins with what another has learned
 inside.py                10  what a trained model sees: sample.py --explain, --look
 spy.py                    8  what tiny.py computes, noted op by op
 look.py                  10  source that shows its own gradients: python -m minigpt.look

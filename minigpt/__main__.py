@@ -36,7 +36,8 @@ def describe(about):
     config, state = about["config"], about["state"]
     steps = f"step {state['step']} of {config['steps'] or '?'}"
     loss = f"loss {state['best']:.3f}" if state["best"] < NEVER else "no validation yet"
-    return f"{config['model']} on {' '.join(config['data'])}: {steps}, {loss}"
+    begun = f" (begun with {about['origin']['from']})" if about.get("origin") else ""
+    return f"{config['model']} on {' '.join(config['data'])}{begun}: {steps}, {loss}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from minigpt.applications import runs
 from minigpt.applications.plan import Unwritten
 from minigpt.applications.writing import Writing
-from minigpt.datasets.bpe import BPETokenizer
+from minigpt.datasets.bpe import BPETokenizer, SpecialTokenizer
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine.arrays import to_numpy
 from minigpt.files import write_whole
@@ -258,32 +258,6 @@ def _same_names(folder, expected, arrays):
 # ---- in: the tokenizer -------------------------------------------------------------------------
 
 
-class SpecialTokenizer(BPETokenizer):
-    """BPE in which a special token, such as <|endoftext|>, is encoded as itself: {token: id}.
-
-    Of two that begin at the same place the longer one is meant. The ids from vocab_size on, with
-    which some models fill up their tables, stand for nothing.
-    """
-
-    special = {}
-
-    def encode(self, text):
-        if not any(token in text for token in self.special):
-            return super().encode(text)
-        longest_first = sorted(self.special, key=len, reverse=True)
-        ids = []
-        for part in re.split(f"({'|'.join(map(re.escape, longest_first))})", text):
-            if part in self.special:
-                ids.append([self.special[part]])
-            else:
-                ids.append(super().encode(part))
-        return np.concatenate(ids).astype(np.int32)
-
-    def decode_bytes(self, ids):
-        ids = np.asarray(ids, int)
-        return super().decode_bytes(ids[ids < self.vocab_size])
-
-
 def _tokenizer(folder, size):
     """The tokenizer of tokenizer.json, or of vocab.json and merges.txt; None if there is none.
 
@@ -298,10 +272,11 @@ def _tokenizer(folder, size):
         tokenizer = _of_one_file(file)
     elif (folder / "vocab.json").is_file():
         file = folder / "vocab.json"
-        tokenizer = SpecialTokenizer.read(file, folder / "merges.txt")
+        tokenizer = BPETokenizer.read(file, folder / "merges.txt")
         listed = options.get("added_tokens_decoder") or {}  # {"50256": {"content": ...}}
         named = [t.get("content") for t in listed.values()] if listed else [END]
-        tokenizer.special = {t: i for i, t in enumerate(tokenizer.vocab) if t in named}
+        special = {t: i for i, t in enumerate(tokenizer.vocab) if t in named}
+        tokenizer = SpecialTokenizer(tokenizer.vocab, tokenizer.merges, special=special)
     else:
         return None
     fits = tokenizer.vocab_size <= size
@@ -334,9 +309,7 @@ def _of_one_file(file):
         alone = not merges and not added and all(len(t) == 1 for t in tokens)
         check(alone, file, known, "no pre_tokenizer", "no other is known here")
         return CharTokenizer("".join(tokens))
-    tokenizer = SpecialTokenizer(tokens, merges, file)
-    tokenizer.special = special
-    return tokenizer
+    return SpecialTokenizer(tokens, merges, file, special)
 
 
 def _unlike(about, added):
@@ -384,7 +357,9 @@ def writer(path, library, folder):
     check(tokenizer is not None, path, need, "neither", "copy them, too")
     c = model.config
     shape = {name: getattr(c, name) for name in ("n_layer", "n_head", "n_embd", "block_size")}
-    application = Writing(Config(model="gpt2", out=str(path), **shape), folder)
+    kind = "char" if isinstance(tokenizer, CharTokenizer) else "bpe"
+    config = Config(model="gpt2", tokenizer=kind, out=str(path), **shape)
+    application = Writing(config, folder)
     application.tokenizer = tokenizer
     return model.to(library, model.embedding.weight.data.dtype), application
 

@@ -40,6 +40,7 @@ RUNS = {
     ],
     "lstm": ["--data", "text.txt", "--block-size", "16", "--model", "lstm"],
     "pairs": ["--data", "pairs.tsv"],
+    "begun": ["--data", "text.txt", "--init", "text"],
     "digits": ["--data", "digits", "--model", "conv"],
     "credit": ["--data", "credit"],
 }
@@ -154,7 +155,7 @@ def test_a_checkpoint_with_other_bytes_works_or_is_refused_in_one_line(kind, sav
             assert len(str(error).splitlines()) <= 1, (number, error)
 
 
-@pytest.mark.parametrize("kind", ["text", "digits"])
+@pytest.mark.parametrize("kind", ["text", "begun", "digits"])
 def test_a_forged_run_is_resumed_or_refused_in_one_line(kind, saved, tmp_path, monkeypatch, capsys):
     rng = random.Random(kind)
     monkeypatch.chdir(tmp_path)

@@ -88,7 +88,7 @@ def test_a_folder_imports_no_package_that_the_design_does_not_allow_it(folder):
 
 def test_nothing_else_imports_an_application():
     for chapter in CHAPTERS:
-        if not chapter.startswith(("applications/", "hub", "__main__")):
+        if not chapter.startswith(("applications/", "hub", "origin", "__main__")):
             assert not [f for f in imported(PACKAGE / chapter) if f.startswith("applications/")]
 
 

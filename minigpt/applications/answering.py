@@ -4,7 +4,7 @@ import math
 import shlex
 import sys
 
-from minigpt.applications.writing import TextApplication, trained_tokenizer
+from minigpt.applications.writing import TextApplication
 from minigpt.datasets import tasks
 from minigpt.messages import note, say, silent, visible
 from minigpt.training.scores import exact, exact_by_kind
@@ -21,7 +21,7 @@ class Answering(TextApplication):
         self.crc = self.read(note)
         training = tasks.text_of(self.parts.train)
         whole = training + tasks.text_of(self.parts.validation + self.parts.test)
-        self.tokenizer = trained_tokenizer(self.config, whole, training)
+        self.find_tokenizer(whole, training)
         encoded = [tasks.encode(part, self.tokenizer) for part in self.parts]
         self.train, self.validation, _ = encoded
         self.uniform = math.log(self.tokenizer.vocab_size)

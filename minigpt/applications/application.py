@@ -37,6 +37,7 @@ class Application:
     unit = "token"  # what flops_per_token() counts for: a token, or an example
     shared = 0  # bytes of a file that the processes of a training map
     writes = False  # whether it makes text, as classifiers do not
+    origin = None  # what a checkpoint says of the model that the run began with (origin.Origin)
 
     def __init__(self, config, folder):
         self.config, self.folder = config, folder
@@ -87,9 +88,10 @@ class Application:
     def progress(self, trainer, loss):
         """The line of an evaluation; before the first step it says "untrained"."""
         figures = f"loss {trainer.recent:.3f}, validation {loss:.3f}"
+        if not trainer.step:
+            figures = "trained on other data" if self.origin else "untrained"
         place = f"step {trainer.step:>5} {trainer.seconds:>4.0f} s"
-        epoch = f"epoch {trainer.stream.epoch + 1}"
-        return f"{'':<14} {place}  {epoch}  {figures if trainer.step else 'untrained'}"
+        return f"{'':<14} {place}  epoch {trainer.stream.epoch + 1}  {figures}"
 
     def validate(self, loss):
         """5: say what the mean loss over the whole validation part means."""

@@ -18,17 +18,24 @@ SHAPE = ("n_layer", "n_head", "n_embd", "block_size")  # the options that a row 
 
 
 def folder_of(given):
-    """Where the run of these options lies: --out, or a name made of its data and its model."""
-    run = {"data": Config().data, "model": Config().model, "out": None} | given
+    """Where the run of these options lies: --out, or a name made of its data and its model, or of
+    what it begins with."""
+    run = {"data": Config().data, "model": Config().model, "out": None, "init": None} | given
     names = [Path(name).stem for name in run["data"]]
     names = "+".join(names if len(names) < 4 else [*names[:2], f"{len(names) - 2}-more"])
-    return Path(run["out"] or f"out/{names}-{run['model']}")
+    if run["init"]:
+        origin = Path(run["init"]).resolve()
+        names += f"-from-{origin.parent.name if origin.is_file() else origin.name}"
+    else:
+        names += f"-{run['model']}"
+    return Path(run["out"] or f"out/{names}")
 
 
-def configure(given, resume, overwrite):
+def configure(given, resume, overwrite, origin=None):
     """The options that were given -> kind of data, Config, the checkpoint to go on from (or None).
 
-    Raises ValueError if they do not fit together or if the folder holds another run.
+    origin: what --init names (origin.Origin). Raises ValueError if they do not fit together or if
+    the folder holds another run.
     """
     usual = Config()
     run = {"data": usual.data, "model": usual.model} | given
@@ -40,13 +47,16 @@ def configure(given, resume, overwrite):
         file = out / "last.safetensors"
         saved = checkpoint.load(file)
         with strangers.foreign(file):
-            strangers.refuse_larger(file, Config.restored(saved[1], file), saved[0])
+            strangers.refuse_larger(file, Config.restored(saved[1], file), *saved)
             given = continued(given, saved[1])
         run |= given
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
     kind = catalogue.kind(run["data"], given.get("target"))
+    if origin:
+        given = origin.decide(given)
     if kind not in ("text", "task"):
+        check("init" not in given, "--init", "text or a task", f"{kind}s", "leave it out")
         *others, last = FAMILIES
         expected, remedy = f"{', '.join(others)} or {last} for examples", "choose one of these"
         check(run["model"] not in PAPERS, "--model", expected, run["model"], remedy)

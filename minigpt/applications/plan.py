@@ -8,7 +8,7 @@ import numpy as np
 from minigpt.applications.application import in_words, model_shape
 from minigpt.applications.options import SHAPE, fitted
 from minigpt.datasets import catalogue
-from minigpt.messages import say
+from minigpt.messages import check, say
 from minigpt.nn import model_class
 from minigpt.nn.module import HIDDEN, kinds_of
 from minigpt.nn.presets import VOCABULARY
@@ -106,6 +106,8 @@ def refuse_too_large(config):
 
 def dry_run(given, cores):
     """Say what a model of text and its training would cost; cores: this machine's, to compare."""
+    none = "none, as --dry-run reads nothing"
+    check("init" not in given, "--init", none, given.get("init"), "say the shape by --model")
     config = fitted(dry_kind(given.get("data", [])), given)
     vocab_size = given.get("vocab_size", VOCABULARY)
     model = outline(config, vocab_size)

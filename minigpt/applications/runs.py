@@ -29,7 +29,7 @@ def load(path, library, folder):
     with strangers.foreign(file):
         config = Config.restored(about, file)
         config.out = str(path)
-        strangers.refuse_larger(file, config, arrays)
+        strangers.refuse_larger(file, config, arrays, about)
         application = application_class(about.get("application")).restore(config, about, folder)
         model = application.build(np.random.default_rng(0)).to(library).eval()
         model.load_state_dict(arrays)

@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import zlib
+from dataclasses import replace
 from itertools import tee
 from operator import itemgetter
 
@@ -18,17 +19,6 @@ from minigpt.generate import stream, streams
 from minigpt.messages import note, say, visible
 from minigpt.nn import model_class
 
-
-def trained_tokenizer(config, whole, training):
-    """The tokenizer: all characters of the text, or tokens learned from the training part alone."""
-    if config.tokenizer == "char":
-        distinct = len(set(whole))
-        if distinct > 5000:
-            say("", f"{distinct:,} characters, each learned by itself: try --tokenizer bpe")
-        return CharTokenizer.train(whole)
-    return tokenizer_class(config.tokenizer).train(training, config.vocab_size)
-
-
 TOGETHER = 16  # texts are drawn in one batch at most: each needs memory for all that it has read
 TEMPERATURE = 0.8  # the default of sample.py; below 1, so likely tokens become even likelier
 
@@ -39,17 +29,42 @@ class TextApplication(Application):
     writes = True
     answers = False  # whether a prompt is a question, behind which an answer comes
 
+    def find_tokenizer(self, whole, training):
+        """Set the tokenizer: all characters of the text, or tokens learned from the training part
+        alone. One from --init is kept, and gets the characters that are new to it."""
+        config = self.config
+        if self.origin:
+            before = self.tokenizer
+            self.tokenizer = before.extended(whole)
+            if new := self.tokenizer.vocab_size - before.vocab_size:
+                some = self.tokenizer.decode(range(before.vocab_size, before.vocab_size + new))
+                note(f"{new:,} characters are new to {self.origin['from']}: {some[:20]!r}")
+        elif config.tokenizer == "char":
+            distinct = len(set(whole))
+            if distinct > 5000:
+                say("", f"{distinct:,} characters, each learned by itself: try --tokenizer bpe")
+            self.tokenizer = CharTokenizer.train(whole)
+        else:
+            kind = tokenizer_class(config.tokenizer)
+            self.tokenizer = kind.train(training, config.vocab_size)
+
     def build(self, rng):
-        shape = model_shape(self.config, self.tokenizer.vocab_size)
+        V = self.tokenizer.vocab_size
+        shape = model_shape(self.config, V)
+        if self.origin:
+            shape = replace(shape, **self.origin["shape"])
+            shape.vocab_size = max(V, shape.vocab_size)
         return model_class(self.config.model)(shape, rng)
 
     def about(self):
-        return {"tokenizer": self.tokenizer.config(), "data": self.crc}
+        origin = {"origin": self.origin} if self.origin else {}
+        return {"tokenizer": self.tokenizer.config(), "data": self.crc} | origin
 
     @classmethod
     def restore(cls, config, about, folder):
         self = cls(config, folder)
         self.tokenizer, self.crc = tokenizer_from(about["tokenizer"]), about["data"]
+        self.origin = about.get("origin")
         return self
 
     def listen(self, how, prompt):
@@ -107,7 +122,7 @@ class Writing(TextApplication):
         characters = text.load(config.data, self.folder, note)
         self.crc = zlib.crc32(characters.encode())
         training, rest = text.split(characters, config.block_size)
-        self.tokenizer = trained_tokenizer(config, characters, training)
+        self.find_tokenizer(characters, training)
         self.train, self.validation = map(self.tokenizer.encode, (training, rest))
         return rest, (len(characters), len(set(characters)))
 
@@ -117,9 +132,12 @@ class Writing(TextApplication):
 
         def learn(characters, part):
             say("", "a large text: it is turned into ids once, until it changes ...")
-            return trained_tokenizer(config, characters, part)
+            self.find_tokenizer(characters, part)
+            return self.tokenizer
 
         kind = [config.tokenizer, config.vocab_size]
+        if self.origin:
+            kind.append(self.origin["sha256"])
         found = large.prepare(config.data, self.folder, kind, learn)
         if not found:
             return None
@@ -130,7 +148,7 @@ class Writing(TextApplication):
         self.held_out = f"first {len(rest):,} characters held out"
         say("", f"ids in {found.train.path}, {self.shared / 1e6:,.0f} MB")
         say("", f"only the {self.held_out} are validated")
-        if config.tokenizer == "bpe":
+        if config.tokenizer == "bpe" and not self.origin:
             say("", f"tokens learned from {found.learned:,} characters, spread over the text")
         return rest, (found.characters, found.distinct)
 

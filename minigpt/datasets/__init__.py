@@ -9,6 +9,7 @@ TOKENIZERS = {
     "char": "minigpt.datasets.tokenizers:CharTokenizer",
     "bpe": "minigpt.datasets.bpe:BPETokenizer",
 }
+KINDS = TOKENIZERS | {"special": "minigpt.datasets.bpe:SpecialTokenizer"}  # from files alone
 
 
 def tokenizer_class(name):
@@ -18,4 +19,4 @@ def tokenizer_class(name):
 
 def tokenizer_from(config):
     """The tokenizer whose config() this is.  Raises ValueError for an unknown kind."""
-    return tokenizer_class(config["kind"]).from_config(config)
+    return look_up(KINDS, config["kind"], "tokenizer").from_config(config)

@@ -260,3 +260,44 @@ class BPETokenizer:
 
     def unknown(self, text):
         return ""  # every text can be spelled
+
+    def extended(self, text):
+        """The tokenizer that also spells this text: every tokenizer of bytes does."""
+        return self
+
+
+class SpecialTokenizer(BPETokenizer):
+    """BPE in which a special token, such as <|endoftext|>, is encoded as itself.
+
+    special: {token: id}. Of two that begin at the same place the longer one is meant. The ids from
+    vocab_size on, with which some models fill up their tables, stand for nothing.
+    """
+
+    def __init__(self, vocab, merges, file="merges", special=None):
+        super().__init__(vocab, merges, file)
+        self.special = special or {}
+        for token, i in self.special.items():
+            if not token or not 0 <= i < self.vocab_size:
+                need = f"special tokens with ids below {self.vocab_size}"
+                raise ValueError(f"{file}: expected {need}, got {token!r}: {i}; mend it")
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config["vocab"], config["merges"], special=config["special"])
+
+    def config(self):
+        return super().config() | {"kind": "special", "special": self.special}
+
+    def encode(self, text):
+        if not any(token in text for token in self.special):
+            return super().encode(text)
+        longest_first = sorted(map(re.escape, self.special), key=len, reverse=True)
+        ids = []
+        for part in re.split(f"({'|'.join(longest_first)})", text):
+            token = self.special.get(part)
+            ids.append(super().encode(part) if token is None else [token])
+        return np.concatenate(ids).astype(np.int32)
+
+    def decode_bytes(self, ids):
+        ids = np.asarray(ids, int)
+        return super().decode_bytes(ids[ids < self.vocab_size])

@@ -4,7 +4,7 @@ import numpy as np
 
 
 class CharTokenizer:
-    """One token per character. Its id is its place in `characters` (distinct, sorted)."""
+    """One token per character. Its id is its place in `characters`, which are all distinct."""
 
     def __init__(self, characters):
         self.characters, self.vocab_size = characters, len(characters)
@@ -38,6 +38,12 @@ class CharTokenizer:
     def unknown(self, text):
         """The distinct characters outside the vocabulary, in order of appearance."""
         return "".join(c for c in dict.fromkeys(text) if c not in self.characters)
+
+    def extended(self, text):
+        """The tokenizer that also knows this text: new characters come behind the others, whose
+        ids stay, and with them what a model has learned of these."""
+        new = sorted(self.unknown("".join(set(text))))
+        return CharTokenizer(self.characters + "".join(new)) if new else self
 
     def config(self):
         return {"kind": "char", "characters": self.characters}

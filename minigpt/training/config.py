@@ -44,6 +44,12 @@ class Config:
     vocab_size: int = option(4096, "with bpe: how many tokens at most", (">=", 257))
     target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
     out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
+    init: str = option(
+        None,
+        "begin with the weights, shape and tokenizer of another run, or of a GPT-2 in Hugging "
+        "Face's files, instead of random weights",
+        metavar="RUN|FOLDER",
+    )
     minutes: float = option(3.0, "training time; a longer run reaches a lower loss", (">", 0))
     steps: int = option(None, "number of updates, instead of --minutes", (">=", 1))
     n_layer: int = option(2, "blocks: more find deeper patterns, each slows a step", (">=", 1))

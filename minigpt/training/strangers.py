@@ -16,10 +16,12 @@ from minigpt.training.checkpoint import CheckpointError, weights
 FREE = {"data", "out", "steps", "patience", "device", "precision", "plain", "workers"}
 
 
-def identity(config, crc):
-    """A hash of what a run is: its options and the checksum of its data; the same run, the same."""
-    options = asdict(config) | dict.fromkeys(FREE)
-    return hashlib.sha256(json.dumps([options, crc], sort_keys=True).encode()).hexdigest()[:16]
+def identity(config, crc, origin=None):
+    """A hash of what a run is: its options, the checksum of its data, and the hash of the model it
+    began with; the same run, the same."""
+    options = asdict(config) | dict.fromkeys(FREE | {"init"})
+    what = [options, crc, origin and origin["sha256"]]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def same_run(out, best, last):
@@ -39,16 +41,34 @@ def foreign(path):
         raise CheckpointError(f"{path}: not what minigpt writes ({why}); use another") from None
 
 
-def refuse_larger(path, config, arrays):
+def shape_of(about):
+    """What a checkpoint says of the shape of a model that began with another one, beside the
+    options: vocab_size, n_inner, layer_norm_epsilon. Raises TypeError if it cannot be that."""
+    origin = about.get("origin")
+    if origin is None:
+        return {}
+    shape = origin["shape"]
+    right = all(isinstance(origin[name], str) for name in ("from", "sha256"))
+    sizes = [shape["vocab_size"], 1 if shape["n_inner"] is None else shape["n_inner"]]
+    epsilon = shape["layer_norm_epsilon"]
+    right = right and len(shape) == 3 and all(type(n) is int and n > 0 for n in sizes)
+    if not (right and isinstance(epsilon, float) and 0 < epsilon < 1):
+        raise TypeError(f"origin: {origin!r:.60}")
+    return shape
+
+
+def refuse_larger(path, config, arrays, about):
     """Raises CheckpointError if the options ask for a larger model than the file holds, before it
     is built: a few bytes could ask for more memory than any machine has. Also if the weights are no
     finite floats."""
-    arrays = weights(arrays)
+    arrays, shape = weights(arrays), shape_of(about)
     blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
     longest = max((n for a in arrays.values() for n in a.shape), default=0)
     for what, asked, held in (
         ("n_layer", config.n_layer, len(blocks) or 1000),  # a CNN has no blocks, and no widths
         ("n_embd", config.n_embd, longest if blocks else 100_000),
+        ("n_inner", shape.get("n_inner") or 1, longest or 1),
+        ("vocab_size", shape.get("vocab_size", 1), longest or 1),
         ("block_size", config.block_size, 1_000_000),
     ):
         if asked > held:

@@ -1,0 +1,78 @@
+"""What a run begins with in place of random weights: a trained model, by train.py --init.
+
+A model that has read much knows spelling, words and grammar, and a small text need not teach it
+these again. So a run can take over another one's shape, weights and tokenizer; its data, its steps
+and its optimizer are its own. This is called fine-tuning, and what came before it, pretraining.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+
+from minigpt import hub
+from minigpt.applications import runs
+from minigpt.applications.options import SHAPE
+from minigpt.messages import check
+from minigpt.nn import PAPERS
+
+# The parts of a model's shape for which train.py has no option; a checkpoint keeps them.
+UNSAID = "vocab_size", "n_inner", "layer_norm_epsilon"
+
+
+class Origin:
+    """The model that --init names: a run's folder, a checkpoint in it, or a GPT-2 in files.
+
+    `options` are those it decides, `about` is what a checkpoint keeps of it: its path, the SHA-256
+    of its weights and tokenizer, and UNSAID. Raises ValueError or OSError if it cannot be read, or
+    if it writes no text.
+    """
+
+    def __init__(self, path, folder):
+        read = hub.writer if (Path(path) / "config.json").is_file() else runs.load
+        model, application = read(path, np, folder)
+        need, remedy = "a model that writes", "classes of other data mean something else"
+        check(application.writes, "--init", need, f"{path}, which classifies", remedy)
+        self.path, self.arrays, self.tokenizer = path, model.state_dict(), application.tokenizer
+        options = ("model", "tokenizer", *SHAPE)
+        self.options = {name: getattr(application.config, name) for name in options}
+        shape = {name: getattr(model.config, name) for name in UNSAID}
+        self.about = {"from": str(path), "sha256": self.hash(), "shape": shape}
+
+    def hash(self):
+        """SHA-256 of the tokenizer, and of the names, shapes and numbers of all weights."""
+        found = hashlib.sha256(json.dumps(self.tokenizer.config(), sort_keys=True).encode())
+        for name, a in sorted(self.arrays.items()):
+            found.update(f"{name} {a.dtype} {a.shape}".encode())
+            found.update(np.ascontiguousarray(a))
+        return found.hexdigest()
+
+    def decide(self, given):
+        """The options that were given, and those that this model decides.
+
+        Raises ValueError for an option that says something else. The context of a model with rotary
+        positions, or without any, may differ, as no weight depends on it.
+        """
+        free = set() if self.options["model"] in PAPERS else {"block_size"}
+        for name, has in self.options.items():
+            got = given.get(name, has)
+            option = f"--{name.replace('_', '-')}"
+            right = got == has or name in free
+            check(right, option, f"{has}, as --init {self.path} has", got, "leave it out")
+        check(
+            "vocab_size" not in given, "--vocab-size", "none beside --init", "one", "leave it out"
+        )
+        return self.options | given
+
+    def fill(self, model):
+        """Copy the weights into the model. A token that is new gets the mean of all vectors.
+
+        With the mean its first logit is the mean of the others' logits, so it does not look likely
+        before anything has been learned of it. Source: Hewitt 2021, Initializing new word
+        embeddings for pretrained language models.
+        """
+        table = self.arrays["embedding.weight"]
+        new = model.config.vocab_size - len(table)
+        mean = np.broadcast_to(table.mean(0), (new, table.shape[1]))
+        model.load_state_dict(self.arrays | {"embedding.weight": np.concatenate([table, mean])})
