@@ -18,7 +18,7 @@ from minigpt.messages import check
 from minigpt.nn import PAPERS
 
 # The parts of a model's shape for which train.py has no option; a checkpoint keeps them.
-UNSAID = "vocab_size", "n_inner", "layer_norm_epsilon"
+UNSAID = "n_inner", "layer_norm_epsilon"
 
 
 class Origin:
@@ -34,7 +34,10 @@ class Origin:
         model, application = read(path, np, folder)
         need, remedy = "a model that writes", "classes of other data mean something else"
         check(application.writes, "--init", need, f"{path}, which classifies", remedy)
-        self.path, self.arrays, self.tokenizer = path, model.state_dict(), application.tokenizer
+        self.path, self.tokenizer = path, application.tokenizer
+        self.arrays = model.state_dict()
+        table = self.arrays["embedding.weight"]  # in some files it has rows that are no token's
+        self.arrays["embedding.weight"] = table[: self.tokenizer.vocab_size]
         options = ("model", "tokenizer", *SHAPE)
         self.options = {name: getattr(application.config, name) for name in options}
         shape = {name: getattr(model.config, name) for name in UNSAID}

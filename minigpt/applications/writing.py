@@ -49,11 +49,9 @@ class TextApplication(Application):
             self.tokenizer = kind.train(training, config.vocab_size)
 
     def build(self, rng):
-        V = self.tokenizer.vocab_size
-        shape = model_shape(self.config, V)
+        shape = model_shape(self.config, self.tokenizer.vocab_size)
         if self.origin:
             shape = replace(shape, **self.origin["shape"])
-            shape.vocab_size = max(V, shape.vocab_size)
         return model_class(self.config.model)(shape, rng)
 
     def about(self):

@@ -43,15 +43,14 @@ def foreign(path):
 
 def shape_of(about):
     """What a checkpoint says of the shape of a model that began with another one, beside the
-    options: vocab_size, n_inner, layer_norm_epsilon. Raises TypeError if it cannot be that."""
+    options: n_inner and layer_norm_epsilon. Raises TypeError if it cannot be that."""
     origin = about.get("origin")
     if origin is None:
         return {}
     shape = origin["shape"]
     right = all(isinstance(origin[name], str) for name in ("from", "sha256"))
-    sizes = [shape["vocab_size"], 1 if shape["n_inner"] is None else shape["n_inner"]]
-    epsilon = shape["layer_norm_epsilon"]
-    right = right and len(shape) == 3 and all(type(n) is int and n > 0 for n in sizes)
+    inner, epsilon = shape["n_inner"], shape["layer_norm_epsilon"]
+    right = right and len(shape) == 2 and (inner is None or (type(inner) is int and inner > 0))
     if not (right and isinstance(epsilon, float) and 0 < epsilon < 1):
         raise TypeError(f"origin: {origin!r:.60}")
     return shape
@@ -68,7 +67,6 @@ def refuse_larger(path, config, arrays, about):
         ("n_layer", config.n_layer, len(blocks) or 1000),  # a CNN has no blocks, and no widths
         ("n_embd", config.n_embd, longest if blocks else 100_000),
         ("n_inner", shape.get("n_inner") or 1, longest or 1),
-        ("vocab_size", shape.get("vocab_size", 1), longest or 1),
         ("block_size", config.block_size, 1_000_000),
     ):
         if asked > held:
