@@ -374,7 +374,6 @@ def test_a_run_of_two_processes_needs_nothing_that_windows_or_macos_lack(tmp_pat
         subprocess.run(command, cwd=tmp_path, env=env, check=True, capture_output=True)
 
     ended("--out", "whole")
-    ended("--out", "run", "lacking")
     whole = contents(tmp_path / "whole")
     for more in ["lacking"], ["lacking", "--overwrite"]:
         ended("--out", "run", *more)
