@@ -256,6 +256,19 @@ def test_where_the_system_says_nothing_of_cores_and_memory_pythons_count_is_take
     assert costs.room() == math.inf and costs.most_so_far() == 0
 
 
+def test_ctrl_c_while_rank_0_waits_for_another_is_not_taken_for_its_death():
+    calls = []
+
+    def recv():
+        calls.append(True)
+        if len(calls) == 1:  # as on Windows, after the handler of Ctrl-C
+            raise InterruptedError(errno.EINTR, "Interrupted function call")
+        return "of rank 1"
+
+    pipe = SimpleNamespace(recv=recv, send=calls.append)
+    assert parallel.Process(0, 2, [pipe]).all_gather("of rank 0") == ["of rank 0", "of rank 1"]
+
+
 def test_ctrl_break_stops_a_run_on_windows_which_has_no_sighup(monkeypatch):
     monkeypatch.setattr(signal, "SIGBREAK", 21, raising=False)
     monkeypatch.delattr(signal, "SIGHUP", raising=False)

@@ -48,7 +48,7 @@ class Process(Alone):
     def _hear(self, rank):
         """What a rank sends to rank 0. Raises ChildProcessError if it has died or failed."""
         try:
-            value = self.pipes[rank - 1].recv()
+            value = received(self.pipes[rank - 1])
         except (EOFError, OSError):
             value = ChildProcessError("has died, perhaps for lack of memory")
         if isinstance(value, ChildProcessError):  # also what a rank sends that failed
@@ -88,6 +88,16 @@ class Process(Alone):
             mine[0] += row
         mine[1:] = mine[0]
         self.barrier()  # all columns are summed before anyone reads them
+
+
+def received(pipe):
+    """The next value that comes through a pipe.
+
+    On Windows Ctrl-C ends the wait for it, even if its handler only notes that it has come.
+    """
+    while True:
+        with suppress(InterruptedError):
+            return pipe.recv()
 
 
 def mapped(place, n):
