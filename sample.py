@@ -22,7 +22,7 @@ from minigpt.applications import runs
 from minigpt.datasets import catalogue
 from minigpt.engine import device
 from minigpt.engine.arrays import quiet
-from minigpt.messages import check
+from minigpt.messages import check, nobody_reads, replace_unknown
 from minigpt.training import stopping
 from minigpt.training.config import Parser, number
 from minigpt.training.ranks import started_by_mpi
@@ -55,9 +55,9 @@ def main(words=None):
                 application.reply(model, prompt, rng)
             if args.interactive:
                 converse(application, model, rng)
-    except BrokenPipeError:
-        raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError) as error:
+        if nobody_reads(error):
+            raise  # not a mistake; handled at the end
         parser.error(str(error))
 
 
@@ -169,15 +169,14 @@ def command_line():
 
 
 if __name__ == "__main__":
-    for file in filter(None, (sys.stdin, sys.stdout)):
-        file.reconfigure(errors="replace")  # bytes that are no text, a terminal without the letter
+    replace_unknown(sys.stdin, sys.stdout)
     try:
         main()
     except KeyboardInterrupt:
         print()
         stopping.end_as(signal.SIGINT)
-    except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
-        os._exit(0)
-    except OSError as error:  # a full disk
+    except OSError as error:
+        if nobody_reads(error):
+            os._exit(0)  # no flush into a closed pipe
         print(f"sample.py: cannot write: {error.strerror}", file=sys.stderr)
         os._exit(2)

@@ -3,7 +3,7 @@
 python train.py                a GPT learns to write from the documentation of this Python
 python train.py --data FILE    ... from a text of your own
 python train.py --data digits --model conv    a CNN learns to read digits; see README for more
-python train.py --data FILE --init out/manual-gpt    ... with what another run has learned
+python train.py --data FILE --init out/manual-gpt     ... with what another run has learned
 python train.py --resume       continue a run that was stopped, as if it had never been stopped
 python train.py --model gpt3-175b --dry-run    what GPT-3 would cost
 mpiexec -n 4 python train.py   ... in four processes, on one machine or several
@@ -24,7 +24,7 @@ from minigpt.datasets import TOKENIZERS
 from minigpt.engine import device
 from minigpt.engine.arrays import quiet, to_numpy
 from minigpt.engine.autograd import plain
-from minigpt.messages import place, say
+from minigpt.messages import nobody_reads, place, replace_unknown, say
 from minigpt.nn import MODELS
 from minigpt.nn.module import Flat
 from minigpt.training import folder, optimizer_class, stopping, strangers
@@ -56,9 +56,9 @@ def main(words=None):
             kind, config, saved = options.configure(given, resume, overwrite or check, origin)
             with plain() if config.plain else contextlib.nullcontext(), quiet():
                 return six_steps(kind, config, saved, check, origin)
-    except BrokenPipeError:
-        raise  # not a mistake: the program that reads the output has ended; handled at the end
     except (ValueError, OSError, MemoryError, FloatingPointError) as error:
+        if nobody_reads(error):
+            raise  # not a mistake; handled at the end
         parts = "--accumulate 2 halves what a step keeps"
         room = f"; {parts}, or lower --batch-size" if isinstance(error, MemoryError) else ""
         parser.error(f"{str(error) or 'no memory is left'}{room}{place(error)}")
@@ -266,13 +266,14 @@ def command(end=stopping.end_as):
     except KeyboardInterrupt as stop:  # before there is anything to save, or at the second Ctrl-C
         print("stopped; what was saved stays")
         end(getattr(stop, "number", signal.SIGINT))
-    except BrokenPipeError:  # the reader, such as head, has ended; no flush into a closed pipe
-        os._exit(0)
+    except OSError as error:
+        if not nobody_reads(error):
+            raise
+        os._exit(0)  # no flush into a closed pipe
 
 
 if __name__ == "__main__":
-    for file in filter(None, (sys.stdout, sys.stderr)):
-        file.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to stop
+    replace_unknown(sys.stdout, sys.stderr)
     if started_by_mpi()[1] > 1:
         from minigpt.training import mpi
 

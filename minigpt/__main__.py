@@ -1,11 +1,12 @@
 """python -m minigpt [FOLDER]: the runs in a folder (default out/), and what to do next."""
 
 import os
-import shlex
+import sys
 from datetime import datetime
 from pathlib import Path
 
 import minigpt
+from minigpt.messages import nobody_reads, quoted, replace_unknown
 from minigpt.training.checkpoint import CheckpointError, read_about
 from minigpt.training.config import Parser
 from minigpt.training.trainer import NEVER
@@ -21,7 +22,7 @@ def main(words=None):
         when = datetime.fromtimestamp(file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         try:
             what = describe(read_about(file))
-            latest = shlex.quote(str(file.parent))
+            latest = quoted(str(file.parent))
         except (CheckpointError, OSError, KeyError) as error:
             what = f"cannot be read: {error}"
         print(f"{when}  {file.parent}  {what}", flush=True)
@@ -41,7 +42,10 @@ def describe(about):
 
 
 if __name__ == "__main__":
+    replace_unknown(sys.stdout, sys.stderr)
     try:
         main()
-    except BrokenPipeError:  # the reader, say head, has seen enough
-        os._exit(0)
+    except OSError as error:
+        if not nobody_reads(error):
+            raise
+        os._exit(0)  # no flush into a closed pipe

@@ -142,7 +142,7 @@ def leave(out, first, bars, samples, about):
     rows = logged(out / "log.csv")
     file, written = out / "samples.txt", []
     if samples:
-        with open(file, "a", encoding="utf-8") as end:
+        with open(file, "a", encoding="utf-8", newline="\n") as end:
             for step, seconds, text in samples:
                 end.write(f"step {step}\t{seconds:.0f} s\t{text}\n")
         # Not splitlines(): a sample may hold other characters that end a line.

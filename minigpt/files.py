@@ -5,7 +5,13 @@ And reading text, whose bytes may be spelled in two ways.
 
 import os
 import secrets
+import stat
+import sys
+import time
 from contextlib import contextmanager, suppress
+
+WINDOWS = os.name == "nt"
+PATIENCE = 5  # s that a file may be in use before Windows' refusal counts
 
 
 def write_whole(path, *parts, keep=True):
@@ -27,13 +33,40 @@ def whole(path, keep=True):
         with open(beside, "xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())  # on the disk, not only in the system's memory
+            _flush(file.fileno())
         if keep:
-            os.replace(beside, path)
+            patiently(os.replace, beside, path)
             _flush_names(os.path.dirname(path) or ".")
     finally:
         if os.path.exists(beside):  # something failed
-            os.remove(beside)
+            patiently(os.remove, beside)
+
+
+def patiently(change, *paths):
+    """change(*paths): os.replace or os.remove.
+
+    Windows refuses both while any program has the file open, be it sample.py or a virus scanner.
+    Most close it soon, so there it is tried again for PATIENCE seconds.
+    """
+    end = time.monotonic() + PATIENCE * WINDOWS
+    while True:
+        try:
+            return change(*paths)
+        except PermissionError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)
+
+
+def _flush(descriptor):
+    """See that what was written is on the disk, not only in the memory of the system."""
+    if sys.platform == "darwin":  # there fsync leaves it in the memory of the drive
+        import fcntl
+
+        with suppress(OSError):  # some disks cannot
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+            return
+    os.fsync(descriptor)
 
 
 def _flush_names(folder):
@@ -41,9 +74,25 @@ def _flush_names(folder):
     if os.name == "posix":  # elsewhere a folder cannot be opened
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            _flush(descriptor)
         finally:
             os.close(descriptor)
+
+
+def in_order(paths):
+    """Paths sorted by their names, large letters first: Windows would take no notice of the case,
+    and the same folder would be other data there."""
+    return sorted(paths, key=lambda path: path.parts)
+
+
+def hidden(path, folder):
+    """Whether a path below a folder is hidden, as what systems and editors keep there is.
+
+    Its name, or that of a folder between them, begins with a dot; or Windows has marked it.
+    """
+    dotted = any(name.startswith(".") for name in path.relative_to(folder).parts)
+    marks = getattr(path.lstat(), "st_file_attributes", 0)  # which Windows alone has
+    return dotted or bool(marks & stat.FILE_ATTRIBUTE_HIDDEN)
 
 
 def decoded(path, data, tell):

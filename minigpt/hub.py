@@ -10,7 +10,7 @@ out), under other names.
 import argparse
 import json
 import re
-import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,7 @@ from minigpt.datasets.bpe import BPETokenizer, SpecialTokenizer
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.engine.arrays import to_numpy
 from minigpt.files import write_whole
-from minigpt.messages import check
+from minigpt.messages import check, quoted, replace_unknown
 from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.training.checkpoint import safetensors
 from minigpt.training.config import Config, Parser
@@ -376,9 +376,10 @@ def main(words=None):
         save(model, getattr(application, "tokenizer", None), args.folder)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-    there = shlex.quote(args.folder)
+    there = quoted(args.folder)
     print(f"{there}: AutoModelForCausalLM.from_pretrained opens it, and sample.py {there}")
 
 
 if __name__ == "__main__":
+    replace_unknown(sys.stdout, sys.stderr)
     main()

@@ -1,15 +1,47 @@
 """What the program says to its user: lines under their step, errors with a remedy."""
 
 import difflib
+import errno
+import re
+import shlex
+import sys
 import traceback
 from importlib import import_module
 from pathlib import Path
 from unicodedata import category
 
+from minigpt.files import WINDOWS
+
 
 def say(step, message):
     """Print a line under the name of its step; step is "" in the lines that follow the first."""
     print(f"{step:<14} {message}", flush=True)
+
+
+def replace_unknown(*files):
+    """Let standard input or output show "?" for what its encoding lacks: no reason to stop."""
+    for file in filter(None, files):  # None: the program has no such file
+        file.reconfigure(errors="replace")
+
+
+def nobody_reads(error):
+    """Whether an error says that the program which reads the output, such as head, has ended.
+
+    On Windows such a write fails with EINVAL, which can mean much else. So it is tried again.
+    """
+    if WINDOWS and getattr(error, "errno", None) == errno.EINVAL:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            return True
+    return isinstance(error, BrokenPipeError)
+
+
+def quoted(word):
+    """A word as a user can paste it into a command; Windows' shells share double quotes alone."""
+    if WINDOWS:
+        return f'"{word}"' if re.search(r"[^\w.:/\\+=-]", word) else word
+    return shlex.quote(word)
 
 
 def visible(text):

@@ -1,12 +1,11 @@
 """Answering: questions, translation, pairs. A task is a text too: a question, a tab, its answer."""
 
 import math
-import shlex
 import sys
 
 from minigpt.applications.writing import TextApplication
 from minigpt.datasets import tasks
-from minigpt.messages import note, say, silent, visible
+from minigpt.messages import note, quoted, say, silent, visible
 from minigpt.training.scores import exact, exact_by_kind
 
 
@@ -59,8 +58,8 @@ class Answering(TextApplication):
 
     def apply(self, model):
         super().apply(model)
-        question = shlex.quote(self.parts.test[0][0][0])
-        say("", f"next: python sample.py {shlex.quote(self.config.out)} --prompt {question}")
+        question = quoted(self.parts.test[0][0][0])
+        say("", f"next: python sample.py {quoted(self.config.out)} --prompt {question}")
 
     def scores(self, model):
         x, y = tasks.encode(self.parts.test, self.tokenizer)

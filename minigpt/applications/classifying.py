@@ -2,14 +2,13 @@
 
 import csv
 import math
-import shlex
 import sys
 
 import numpy as np
 
 from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import examples
-from minigpt.messages import note, say, silent, visible
+from minigpt.messages import note, quoted, say, silent, visible
 from minigpt.nn import model_class
 from minigpt.nn.classifier import classifier
 from minigpt.training.scores import held_out, probabilities
@@ -59,7 +58,7 @@ class Classifying(Application):
 
     def apply(self, model):
         super().apply(model)
-        say("", f"next: python sample.py {shlex.quote(self.config.out)} --input FILE")
+        say("", f"next: python sample.py {quoted(self.config.out)} --input FILE")
 
     def scores(self, model):
         return held_out(model, self.examples)

@@ -97,6 +97,10 @@ def fitted(kind, given):
 
         for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):
             own |= DEFAULTS.get(name, {})
+    if "init" in given:
+        from minigpt.training.defaults import INIT
+
+        own |= INIT
     if model in SIZES:
         own |= dict(zip(SHAPE, SIZES[model], strict=True))
     if "minutes" in given:

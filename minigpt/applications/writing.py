@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shlex
 import sys
 import zlib
 from dataclasses import replace
@@ -16,7 +15,7 @@ from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import large, text, tokenizer_class, tokenizer_from
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.generate import stream, streams
-from minigpt.messages import note, say, visible
+from minigpt.messages import note, quoted, say, visible
 from minigpt.nn import model_class
 
 TOGETHER = 16  # texts are drawn in one batch at most: each needs memory for all that it has read
@@ -198,7 +197,7 @@ class Writing(TextApplication):
 
     def apply(self, model):
         say("6 apply", self.line(model, np.random.default_rng(self.config.seed)))
-        say("", f"next: python sample.py {shlex.quote(self.config.out)} --interactive")
+        say("", f"next: python sample.py {quoted(self.config.out)} --interactive")
         say("", "and read minigpt/engine/autograd.py")
 
     def line(self, model, rng, tokens=56):

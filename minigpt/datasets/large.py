@@ -163,7 +163,10 @@ def encode(files, cache, path, learn):
         if not str(error.filename or path).startswith(str(path)):
             raise  # the text cannot be read
         room = f"no room for the ids of a text of {n:,} characters ({error.strerror})"
-        raise OSError(f"{path}: {room}; free space there") from None
+        remedy = "free space there"
+        if isinstance(error, PermissionError):  # on Windows also while a run has the file mapped
+            remedy = "make the folder writable, or end the run that reads the ids of the old text"
+        raise OSError(f"{path}: {room}; {remedy}") from None
 
 
 def write(path, head, encoded, dtype):

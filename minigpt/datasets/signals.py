@@ -12,6 +12,7 @@ import numpy as np
 
 from minigpt.datasets import splits
 from minigpt.datasets.formats import LARGEST, READERS, read_array, read_idx
+from minigpt.files import hidden, in_order
 from minigpt.messages import check, silent
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
@@ -128,8 +129,7 @@ def mnist(folder):
 
 def entries(folder, pattern):
     """What a folder holds, in order, but for hidden names: systems and editors leave those."""
-    paths = sorted(folder.glob(pattern))
-    return [p for p in paths if not any(n[0] == "." for n in p.relative_to(folder).parts)]
+    return [path for path in in_order(folder.glob(pattern)) if not hidden(path, folder)]
 
 
 def class_files(folder):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.datasets.stream import Shuffled
-from minigpt.files import decoded, write_whole
+from minigpt.files import decoded, hidden, in_order, write_whole
 from minigpt.messages import check, nearest, silent
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}
@@ -41,7 +41,7 @@ def read_manual():
 
     documents = [topics[name] for name in sorted(topics)]
     root = Path(os.__file__).parent
-    for path in sorted(root.rglob("*.py")):
+    for path in in_order(root.rglob("*.py")):
         if SKIPPED.isdisjoint(path.relative_to(root).parts):
             documents += docstrings(path)
     documents = [text for text in documents if len(text) > 80]
@@ -122,9 +122,8 @@ def files_in(folder):
     """The files of a folder and of its subfolders, in order. Hidden names are left out, as systems
     and editors keep their own files there; so are files of nothing but white space."""
     found = []
-    for path in sorted(Path(folder).rglob("*"), key=lambda path: path.parts):
-        hidden = any(name.startswith(".") for name in path.relative_to(folder).parts)
-        if not hidden and path.is_file() and not is_blank(path):
+    for path in in_order(Path(folder).rglob("*")):
+        if not hidden(path, folder) and path.is_file() and not is_blank(path):
             found.append(str(path))
     return found
 

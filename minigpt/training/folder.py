@@ -9,8 +9,8 @@ import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from minigpt.files import write_whole
-from minigpt.messages import say
+from minigpt.files import patiently, write_whole
+from minigpt.messages import nobody_reads, say
 
 FILES = ("last.safetensors", "best.safetensors", "log.csv", "samples.txt", "curve.svg")
 ASIDE = ".before"  # how a file of a run that is being replaced ends, until the new one has saved
@@ -90,7 +90,13 @@ def clear(out):
     """Remove what runs that were killed have left half written; other files stay."""
     for file in Path(out).iterdir():
         if PART.fullmatch(file.name) and file.is_file():
-            file.unlink(missing_ok=True)
+            remove(file)
+
+
+def remove(file):
+    """Remove a file, if it is there."""
+    with suppress(FileNotFoundError):
+        patiently(os.remove, file)
 
 
 def set_aside(out):
@@ -105,9 +111,9 @@ def set_aside(out):
     for name in FILES:
         file, kept = out / name, out / (name + ASIDE)
         if file.exists() and (whole or not kept.exists()):
-            os.replace(file, kept)
+            patiently(os.replace, file, kept)
         else:
-            file.unlink(missing_ok=True)
+            remove(file)
 
 
 def bring_back(out):
@@ -116,7 +122,7 @@ def bring_back(out):
         return
     for name in reversed(FILES):  # `last` comes last: then all is there
         if (kept := out / (name + ASIDE)).exists():
-            os.replace(kept, out / name)
+            patiently(os.replace, kept, out / name)
     say("", f"{out}: the run that --overwrite was replacing is back")
 
 
@@ -129,7 +135,7 @@ def failed(out, error):
     saved = (out / "last.safetensors").exists()
     remedy = "--resume goes on from the last checkpoint" if saved else "nothing was saved"
     bring_back(out)
-    if isinstance(error, BrokenPipeError):
+    if nobody_reads(error):
         raise OSError(f"nobody reads the output any more; {remedy}") from None
     if isinstance(error, OSError) and error.errno in FULL:
         raise OSError(f"{out}: {error.strerror}; free space; {remedy}") from None
@@ -138,7 +144,7 @@ def failed(out, error):
 def forget(out):
     """Remove the run that was set aside: the new one has saved all that is needed to go on."""
     for name in FILES:
-        (out / (name + ASIDE)).unlink(missing_ok=True)
+        remove(out / (name + ASIDE))
 
 
 def absent(file):

@@ -15,11 +15,13 @@ Source: Li et al. 2020, arXiv 2006.15704.
 
 import mmap
 import os
+import secrets
 import tempfile
 from contextlib import suppress
 
 import numpy as np
 
+from minigpt.files import WINDOWS
 from minigpt.training.ranks import Alone
 
 
@@ -46,7 +48,7 @@ class Process(Alone):
     def _hear(self, rank):
         """What a rank sends to rank 0. Raises ChildProcessError if it has died or failed."""
         try:
-            value = self.pipes[rank - 1].recv()
+            value = received(self.pipes[rank - 1])
         except (EOFError, OSError):
             value = ChildProcessError("has died, perhaps for lack of memory")
         if isinstance(value, ChildProcessError):  # also what a rank sends that failed
@@ -57,14 +59,13 @@ class Process(Alone):
     def zeros(self, n, dtype):
         """This rank's row of a matrix (size, n) that all ranks see, for all_reduce.
 
-        All ask for it together, once. Rank 0 makes a file of zeros and tells where it is, and
-        everyone maps it: what one writes there, the others read.
+        All ask for it together, once. Rank 0 makes the memory and tells where it is, and everyone
+        maps it: what one writes there, the others read.
         """
         row = bytes(n * np.dtype(dtype).itemsize)
         place, done = (None, None) if self.rank else scratch(row, self.size)
         try:
-            with open(self.all_gather(place)[0], "r+b") as file:
-                memory = mmap.mmap(file.fileno(), 0)
+            memory = mapped(self.all_gather(place)[0], self.size * len(row))
             self.barrier()  # now all ranks have mapped it, and nobody needs to find it any more
         finally:
             if done:
@@ -89,13 +90,35 @@ class Process(Alone):
         self.barrier()  # all columns are summed before anyone reads them
 
 
-def scratch(row, size):
-    """Make a file of `size` rows of zero bytes -> its path, and a function that lets go of it.
+def received(pipe):
+    """The next value that comes through a pipe.
 
+    On Windows Ctrl-C ends the wait for it, even if its handler only notes that it has come.
+    """
+    while True:
+        with suppress(InterruptedError):
+            return pipe.recv()
+
+
+def mapped(place, n):
+    """The n bytes of memory that scratch has made."""
+    if WINDOWS:
+        return mmap.mmap(-1, n, place)
+    with open(place, "r+b") as file:
+        return mmap.mmap(file.fileno(), n)
+
+
+def scratch(row, size):
+    """Make memory of `size` rows of zero bytes -> its place, and a function that lets go of it.
+
+    Windows has memory with a name, which vanishes with the last process that has mapped it; a file
+    could not be removed there as long as one has. Elsewhere it is a file, whose place is its path.
     It lies in /dev/shm, which is memory, or on the disk if that has no room: containers often give
     64 MB. The zeros are really written: in a file that is merely declared long, a full disk would
     end the process later, without an error to catch.
     """
+    if WINDOWS:
+        return _named(len(row) * size)
     for folder in ("/dev/shm", tempfile.gettempdir()):
         with suppress(OSError):
             handle, path, done = _nameless(folder)
@@ -105,14 +128,27 @@ def scratch(row, size):
                 return path, done
             except OSError:
                 done()
-    raise OSError(f"workers: no room for {len(row) * size} bytes in {folder}; use --workers 1")
+    raise _no_room(len(row) * size, folder)
+
+
+def _no_room(n, where):
+    return OSError(f"workers: no room for {n} bytes in {where}; use --workers 1")
+
+
+def _named(n):
+    """New memory of Windows -> its name, and a function that lets go of it."""
+    name = f"minigpt-{secrets.token_hex(8)}"
+    try:
+        return name, mapped(name, n).close
+    except OSError:
+        raise _no_room(n, "memory") from None
 
 
 def _nameless(folder):
     """A new file -> its descriptor, a path for the other ranks, and a function that lets go of it.
 
     Linux can make a file without a name, which vanishes with the last process that has it open or
-    mapped, even if all are killed. Elsewhere the file has a name until done() removes it.
+    mapped, even if all are killed. On macOS the file has a name until done() removes it.
     """
     with suppress(AttributeError, OSError):  # no such system, or no such disk
         handle = os.open(folder, os.O_TMPFILE | os.O_RDWR, 0o600)
@@ -124,7 +160,6 @@ def _nameless(folder):
 
     def done():
         os.close(handle)
-        with suppress(PermissionError):  # Windows keeps the names of mapped files
-            os.remove(path)
+        os.remove(path)
 
     return handle, path, done

@@ -55,7 +55,7 @@ def _start(size, pipes, children):
     lock that a thread of BLAS holds at that moment would never be released.
     """
     context = multiprocessing.get_context("spawn")
-    with _ctrl_c_waits():
+    with _ctrl_c_waits(), _accelerate(_share(size)):
         for rank in range(1, size):
             pipe, other = context.Pipe()
             child = context.Process(target=_rank, args=(rank, size, other), daemon=True)
@@ -94,6 +94,23 @@ def _ctrl_c_waits():
             signal.raise_signal(signal.SIGINT)
 
 
+@contextmanager
+def _accelerate(threads):
+    """Within the block new processes begin with so many threads of Accelerate, BLAS on macOS.
+
+    threadpoolctl cannot change their number, and Accelerate reads this variable as it is loaded; so
+    rank 0 keeps its threads. A number that the user has set stays.
+    """
+    name = "VECLIB_MAXIMUM_THREADS"
+    given = name in os.environ
+    os.environ.setdefault(name, str(threads))
+    try:
+        yield
+    finally:
+        if not given:
+            del os.environ[name]
+
+
 def _rank(rank, size, pipe):
     """What another process does: it waits for the program, runs it, and sends rank 0 its errors."""
     for number in SIGNALS:  # rank 0 answers them, and then ends the others
@@ -115,7 +132,12 @@ def threads(size):
 
     By default every process starts one thread per core, and ranks would take cores from each other.
     """
-    return threadpool_limits(max(1, physical_cores() // size), user_api="blas")
+    return threadpool_limits(_share(size), user_api="blas")
+
+
+def _share(size):
+    """How many cores each of `size` processes has for itself."""
+    return max(1, physical_cores() // size)
 
 
 def physical_cores():

@@ -1,4 +1,7 @@
-"""Stopping when asked to: by Ctrl-C, by a closed terminal, or by `kill`, as batch systems do."""
+"""Stopping when asked to: by Ctrl-C, by a closed terminal, or by `kill`, as batch systems do.
+
+Windows has two such signals: Ctrl-C, and SIGBREAK for Ctrl-Break.
+"""
 
 import os
 import signal
@@ -6,7 +9,8 @@ import sys
 import threading
 from contextlib import contextmanager
 
-SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+NAMES = "SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"
+SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 
 
 class Stop(KeyboardInterrupt):

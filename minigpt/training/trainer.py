@@ -2,7 +2,6 @@
 
 import errno
 import math
-import shlex
 import signal
 import statistics
 import threading
@@ -19,7 +18,7 @@ from minigpt.engine.arrays import module_of, quiet
 from minigpt.engine.autograd import no_grad
 from minigpt.engine.functional import IGNORED, cross_entropy, fast
 from minigpt.engine.guards import check_ids
-from minigpt.messages import say, visible
+from minigpt.messages import quoted, say, visible
 from minigpt.training import checkpoint, folder, stopping, strangers
 from minigpt.training.optim import clip, rate_at
 from minigpt.training.ranks import Alone
@@ -152,7 +151,7 @@ class Trainer:
         if self.first and self.stopped:
             if self.replaces:
                 folder.forget(self.out)
-            command = f"python train.py --resume --out {shlex.quote(str(self.out))}"
+            command = f"python train.py --resume --out {quoted(str(self.out))}"
             say("", f"stopped after step {self.step}; continue: {command}")
 
     def validate(self):
@@ -316,7 +315,7 @@ class Trainer:
         self.save("last")
         if self.replaces:
             folder.forget(self.out)
-        with open(self.out / "log.csv", "w" if len(self.rows) == 1 else "a") as file:
+        with open(self.out / "log.csv", "w" if len(self.rows) == 1 else "a", newline="\n") as file:
             head = "" if file.tell() else folder.HEAD + "\n"
             file.write(f"{head}{self.rows[-1]},{self.seconds:.1f}\n")
         self.on_evaluate(self, loss, best)
