@@ -2,8 +2,8 @@
 
 python train.py                a GPT learns to write from the documentation of this Python
 python train.py --data FILE    ... from a text of your own
+python train.py --data FILE --init out/manual-gpt    ... with what another run has learned
 python train.py --data digits --model conv    a CNN learns to read digits; see README for more
-python train.py --data FILE --init out/manual-gpt     ... with what another run has learned
 python train.py --resume       continue a run that was stopped, as if it had never been stopped
 python train.py --model gpt3-175b --dry-run    what GPT-3 would cost
 mpiexec -n 4 python train.py   ... in four processes, on one machine or several

@@ -12,6 +12,7 @@ lstm, cnn          a training step of a plain LSTM and of a CNN, beside PyTorch'
 families           each family for 3 minutes on a text
 applications       every application by every mechanism: their default commands
 tasks              questions and translation by every mechanism: 45 minutes
+finetuning         a minute from nothing, and from the manual's model: 20 minutes
 folds              tables, repeated 5-fold, beside scikit-learn's models
 gpu                a GPU's launches, products, kernels and steps: ten minutes; not by default
 readme             measures nothing: puts the tables of results.json into the pages
@@ -60,9 +61,13 @@ def main():
             benchmark, usual = BENCHMARKS[name]
             result = benchmark(args.rounds or usual)
         else:  # last, and here: from now on this process has NumPy, see measure.py
-            from tests.benchmarks import families, learning
+            from tests.benchmarks import families, finetuning, learning
 
-            benchmark = getattr(families, name, None) or getattr(learning, name)
+            [benchmark] = [
+                getattr(module, name)
+                for module in (families, finetuning, learning)
+                if hasattr(module, name)
+            ]
             result = benchmark(args.data, args.seconds or LEARNING[name])
         tables.save(name, result if name in UNTIMED else result | {"machine": machine()})
         print(f"\n{name}\n\n{tables.render(name, tables.load()[name])}", flush=True)

@@ -21,11 +21,11 @@ APPLICATIONS = {
 }
 
 
-def run(*words):
-    """train.py in an empty folder -> what it printed, s in all"""
+def run(*words, out=None):
+    """train.py in an empty folder, or in `out`, which stays -> what it printed, s in all"""
     start = time.perf_counter()
-    with TemporaryDirectory() as out:
-        command = [sys.executable, str(measure.ROOT / "train.py"), *words, "--out", out]
+    with TemporaryDirectory() as empty:
+        command = [sys.executable, str(measure.ROOT / "train.py"), *words, "--out", out or empty]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return done.stdout, time.perf_counter() - start
 

@@ -168,4 +168,5 @@ LEARNING = {
     "applications": 0,  # their default commands
     "tasks": 0,  # likewise
     "folds": 5,  # repeats
+    "finetuning": 60,
 }  # functions of learning.py and families.py: usual seconds of each run

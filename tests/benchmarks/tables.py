@@ -223,10 +223,21 @@ def tasks(result):
         yield ""
 
 
-def of_seeds(values):
+def of_seeds(values, digits=1):
     """The mean, and the value of each seed if there are several"""
-    each = ", ".join(f"{value:.1f}" for value in values)
-    return f"{mean(values):.1f} ({each})" if len(values) > 1 else each
+    each = ", ".join(f"{value:.{digits}f}" for value in values)
+    return f"{mean(values):.{digits}f} ({each})" if len(values) > 1 else each
+
+
+def finetuning(result):
+    head, lines = ["a minute on ...", "score"], []
+    for title, row in result["rows"].items():
+        score, *hows = row
+        digits = 1 if "%" in row[score] else 3
+        lines.append([title, row[score], *(of_seeds(row[how], digits) for how in hows)])
+        head = [*head[:2], *hows]
+    yield table(head, *lines)
+    yield f"The characters are the first of {result['data']}; seeds 1337, 1, 2."
 
 
 def folds(result):
@@ -322,6 +333,7 @@ KINDS = {
     "families": families,
     "applications": applications,
     "folds": folds,
+    "finetuning": finetuning,
     "tasks": tasks,
     "budgets": budgets,
     "ablation": ablation,
