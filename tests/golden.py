@@ -54,6 +54,8 @@ def call(frame, event, arg):
 sys.settrace(call)
 import sample, train
 from minigpt.engine.autograd import plain
+from minigpt.training import trainer
+trainer.CLIP = 0.01  # each Python has a text of its own: clip every step, whichever it is
 train.CACHE = train.Path("cache")  # the text is read and counted anew
 with redirect_stdout(io.StringIO()):
     train.main(sys.argv[2].split())

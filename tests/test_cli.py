@@ -131,13 +131,13 @@ def test_a_run_without_a_new_best_stops_by_itself_and_goes_on_to_its_end(folder,
 
 
 def test_minutes_become_steps_that_the_checkpoint_keeps(folder, capsys):
-    shape = " ".join(SMALL).replace("--steps 6", "--minutes 0.02").split()
+    shape = " ".join(SMALL).replace("--steps 6", "--minutes 1").split()
     train.main(["--data", "text.txt", *shape])
-    printed = capsys.readouterr().out  # a fast machine reads all of so small a text six times
-    steps = int(re.search(r"(\d+) steps (fit in 0.02 min|read this data 6 times)", printed)[1])
+    printed = capsys.readouterr().out  # a busy machine, too, has the time to read it all six times
+    steps = int(re.search(r"(\d+) steps read this data 6 times", printed)[1])
     about = checkpoint.load("out/text-gpt/last.safetensors")[1]
     assert steps == about["state"]["steps"] == about["state"]["step"] > 1
-    assert (about["config"]["minutes"], about["config"]["steps"]) == (0.02, None)
+    assert (about["config"]["minutes"], about["config"]["steps"]) == (1.0, None)
 
 
 @pytest.mark.parametrize("line", ["train.py --data text.txt", "sample.py run"])
