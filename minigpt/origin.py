@@ -15,7 +15,6 @@ from minigpt import hub
 from minigpt.applications import runs
 from minigpt.applications.options import SHAPE
 from minigpt.messages import check
-from minigpt.nn import PAPERS
 
 # The parts of a model's shape for which train.py has no option; a checkpoint keeps them.
 UNSAID = "n_inner", "layer_norm_epsilon"
@@ -54,18 +53,19 @@ class Origin:
     def decide(self, given):
         """The options that were given, and those that this model decides.
 
-        Raises ValueError for an option that says something else. The context of a model with rotary
-        positions, or without any, may differ, as no weight depends on it.
+        Raises ValueError for an option that says something else. A context may be shorter: its
+        positions are the first ones. It may be longer if the model has no vectors of positions.
         """
-        free = set() if self.options["model"] in PAPERS else {"block_size"}
         for name, has in self.options.items():
-            got = given.get(name, has)
-            option = f"--{name.replace('_', '-')}"
-            right = got == has or name in free
-            check(right, option, f"{has}, as --init {self.path} has", got, "leave it out")
-        check(
-            "vocab_size" not in given, "--vocab-size", "none beside --init", "one", "leave it out"
-        )
+            option, got = f"--{name.replace('_', '-')}", given.get(name, has)
+            if name == "block_size" and "position.weight" in self.arrays:
+                most = f"at most {has}, as --init {self.path} has positions"
+                check(got <= has, option, most, got, "lower it, or leave it out")
+            elif name != "block_size":
+                expected = f"{has}, as --init {self.path} has"
+                check(got == has, option, expected, got, "leave it out")
+        new, need = "vocab_size" in given, "none beside --init"
+        check(not new, "--vocab-size", need, given.get("vocab_size"), "leave it out")
         return self.options | given
 
     def fill(self, model):
@@ -75,7 +75,10 @@ class Origin:
         before anything has been learned of it. Source: Hewitt 2021, Initializing new word
         embeddings for pretrained language models.
         """
-        table = self.arrays["embedding.weight"]
+        arrays, table = dict(self.arrays), self.arrays["embedding.weight"]
         new = model.config.vocab_size - len(table)
         mean = np.broadcast_to(table.mean(0), (new, table.shape[1]))
-        model.load_state_dict(self.arrays | {"embedding.weight": np.concatenate([table, mean])})
+        arrays["embedding.weight"] = np.concatenate([table, mean])
+        if "position.weight" in arrays:
+            arrays["position.weight"] = arrays["position.weight"][: model.block_size]
+        model.load_state_dict(arrays)

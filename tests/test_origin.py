@@ -251,7 +251,7 @@ WRONG = {
     "another width": ("gpt", "--n-embd 32", "--n-embd: expected 16, as --init gpt has, got 32"),
     "another tokenizer": ("gpt", "--tokenizer bpe", "--tokenizer: expected char, as --init gpt"),
     "a vocabulary": ("bpe", "--vocab-size 300", "--vocab-size: expected none beside --init"),
-    "a longer context": ("gpt2-mini", "--block-size 32", "--block-size: expected 16, as --init"),
+    "a longer context": ("gpt2-mini", "--block-size 32", "--block-size: expected at most 16, as"),
     "a classifier": ("rows", "", "--init: expected a model that writes, got rows, which class"),
     "nothing": ("no-run", "", "no-run: expected a checkpoint, found no file; train one first"),
     "images": ("gpt", "--data digits", "--init: expected text or a task, got images"),
@@ -267,10 +267,18 @@ def test_what_does_not_fit_an_origin_is_refused_in_one_line(place, runs, monkeyp
     assert expected in mistake(train.main, words, capsys, runs)
 
 
-def test_a_context_of_another_length_is_allowed_where_no_weight_depends_on_it(place, runs):
+def test_a_context_may_be_longer_where_no_weight_depends_on_it(place, runs):
     words = ["--data", "new.txt", "--init", str(runs / "gpt"), *FEW, "2", "--out", "run"]
     train.main([*words, "--block-size", "24"])
     assert sample.load("run", np)[0].config.block_size == 24
+
+
+def test_a_shorter_context_has_the_first_positions(place, runs):
+    words = ["--data", "new.txt", "--init", str(runs / "gpt2-mini"), "--block-size", "8"]
+    train.main([*words, "--learning-rate", "1e-9", *FEW, "2", "--out", "run"])
+    ours, origin = (sample.load(run, np)[0].position for run in ("run", runs / "gpt2-mini"))
+    assert ours.weight.shape == (8, 16)
+    np.testing.assert_allclose(ours.weight.data, origin.weight.data[:8], atol=1e-6)
 
 
 def test_resume_refuses_to_begin_with_something_else(place, runs, capsys):

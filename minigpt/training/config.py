@@ -43,7 +43,9 @@ class Config:
     tokenizer: str = option("char", "bpe: frequent strings as tokens")
     vocab_size: int = option(4096, "with bpe: how many tokens at most", (">=", 257))
     target: str = option(None, "column of a .csv that holds the class to predict", metavar="NAME")
-    out: str = option(None, "folder of the run; default out/DATA-MODEL", metavar="DIR")
+    out: str = option(
+        None, "folder of the run; default out/DATA-MODEL, or out/DATA-from-RUN", metavar="DIR"
+    )
     init: str = option(
         None,
         "begin with the weights, shape and tokenizer of another run, or of a GPT-2 in Hugging "
