@@ -69,7 +69,7 @@ class Origin:
         return self.options | given
 
     def fill(self, model):
-        """Copy the weights into the model. A token that is new gets the mean of all vectors.
+        """Move the weights into the model. A token that is new gets the mean of all vectors.
 
         With the mean its first logit is the mean of the others' logits, so it does not look likely
         before anything has been learned of it. Source: Hewitt 2021, Initializing new word
@@ -82,3 +82,4 @@ class Origin:
         if "position.weight" in arrays:
             arrays["position.weight"] = arrays["position.weight"][: model.block_size]
         model.load_state_dict(arrays)
+        self.arrays = {}  # they would lie in memory as long as the run lasts
