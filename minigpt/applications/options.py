@@ -56,7 +56,7 @@ def configure(given, resume, overwrite, origin=None):
     if origin:
         given = origin.decide(given)
     if kind not in ("text", "task"):
-        check("init" not in given, "--init", "text or a task", f"{kind}s", "leave it out")
+        check(not given.get("init"), "--init", "text or a task", f"{kind}s", "leave it out")
         *others, last = FAMILIES
         expected, remedy = f"{', '.join(others)} or {last} for examples", "choose one of these"
         check(run["model"] not in PAPERS, "--model", expected, run["model"], remedy)
