@@ -79,7 +79,8 @@ def locate_data(application, said):
     if application.writes and not application.answers:  # it has no report
         check(said is None, "--data", "a run with a report", f"{config.out} writes", "leave it out")
     else:
-        config.data = [said] if said else catalogue.found(config.data, config.out)
+        places = catalogue.found(config.data, config.out, application.began)
+        application.places = [[said]] if said else places
 
 
 def show(args, model, application):

@@ -220,7 +220,8 @@ def test_a_report_on_other_features_or_classes_is_refused_in_one_line(
     place, trained, capsys, change
 ):
     Path("table.csv").write_text(re.sub(*change, Path("table.csv").read_text()))
-    error = mistake(sample.main, [str(trained[0] / "out/table-lstm")], capsys, place)
+    words = [str(trained[0] / "out/table-lstm"), "--data", "table.csv"]
+    error = mistake(sample.main, words, capsys, place)
     need = "not what this run has read; restore it, or name it with --data"
     assert error == f"sample.py: table.csv: {need}\n"
 

@@ -48,7 +48,9 @@ def configure(given, resume, overwrite, origin=None):
         saved = checkpoint.load(file)
         with strangers.foreign(file):
             strangers.refuse_larger(file, Config.restored(saved[1], file), *saved)
-            given = continued(given, saved[1])
+            said = saved[1]["config"]["data"]
+            data = catalogue.found(said, out, saved[1].get("folder"))[0]
+            given = continued({"data": data} | given, saved[1])
         run |= given
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
