@@ -1,6 +1,7 @@
 """train.py and sample.py on images, sounds and tables, and on every family of language models."""
 
 import csv
+import io
 import re
 import shlex
 import shutil
@@ -388,6 +389,34 @@ def test_input_on_a_model_that_writes_is_refused_in_one_line(place, monkeypatch,
     capsys.readouterr()
     error = mistake(sample.main, ["out/text-gpt", "--input", "table.csv"], capsys, place)
     assert error == "sample.py: --input: expected a classifier, out/text-gpt writes; use --prompt\n"
+
+
+OF_WRITING = [("--tokens", "9"), ("--temperature", "0.8"), ("--top-k", "3"), ("--top-p", "1"),
+              ("--stop", "x"), ("--count", "1"), ("--seed", "1337")]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OF_WRITING)
+@pytest.mark.parametrize("mode", [("--input", "table.csv"), ("--look",), ("--explain", "a"), ()])
+def test_an_option_of_writing_is_refused_where_nothing_is_written(
+    place, trained, capsys, option, mode
+):
+    words = [str(trained[0] / "out/table-lstm"), *mode, *option]
+    error = mistake(sample.main, words, capsys, place)
+    got = f"{mode[0]}, which writes none; leave one out" if mode else "the report; leave it out"
+    assert error == f"sample.py: {option[0]}: expected a text to write, got {got}\n"
+
+
+def test_the_report_of_a_run_that_answers_refuses_an_option_of_writing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a.tsv").write_text("".join(f"{i}\t{i}\n" for i in range(60)))
+    train.main(["--data", "a.tsv", *FEW])
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    error = mistake(sample.main, ["out/a-gpt", "--count", "2"], capsys, tmp_path)
+    assert error == "sample.py: --count: expected a text to write, got the report; leave it out\n"
+    sample.main(["out/a-gpt", "--prompt", "7", "--count", "2"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 @pytest.mark.parametrize("word", [("--prompt", "x"), ("--interactive",)])

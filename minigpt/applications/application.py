@@ -139,7 +139,11 @@ class Application:
         """Print the scores of the test part, whose data is read again for that.
 
         Or return the words to reply to: read() gives those that are piped into sample.py.
+        how.given: the options that say how to write; nothing is written here.
         """
+        if how.given:
+            need = "expected a text to write, got the report"
+            raise ValueError(f"{how.given[0]}: {need}; leave it out")
         self.read_again()
         print("\n".join(self.scores(model)))
 
