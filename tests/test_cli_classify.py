@@ -369,6 +369,15 @@ def test_an_array_is_no_table_and_that_is_told_in_one_line(place, trained, capsy
     assert "new.npy: expected UTF-8 text, got byte 0x93 in line 1" in error
 
 
+@pytest.mark.parametrize("name", ["table-lstm", "images-gpt", "sounds_of-gru"])
+@pytest.mark.parametrize("there, got", [("images", "a folder, a device or a pipe; name a file"),
+                                        ("none.npy", "nothing; check the path")])  # fmt: skip
+def test_input_that_is_no_file_is_told_in_one_line(place, trained, capsys, name, there, got):
+    words = [str(trained[0] / "out" / name), "--input", there]
+    error = mistake(sample.main, words, capsys, place)
+    assert error == f"sample.py: --input {there}: expected a file, got {got}\n"
+
+
 def test_a_sound_of_another_rate_is_told_in_one_line(place, capsys, trained):
     write_wav(Path("fast.wav"), np.arange(200), rate=16000)
     run = trained[0] / "out/sounds_of-gru"
