@@ -240,13 +240,13 @@ def array_of(data, dtype=np.float32):
     """
     try:
         a = np.asarray(data)
-        why = a.dtype
-    except (TypeError, ValueError) as error:  # a type that NumPy lacks, or rows of unlike lengths
-        a, why = None, str(error).splitlines()[0]
-    if a is None or a.dtype.kind not in "iubf":
+        if a.dtype.kind not in "iubf":
+            raise TypeError(a.dtype)
+    except (TypeError, ValueError) as error:  # also rows of unlike lengths, types that NumPy lacks
         need = "numbers, in rows of equal length, or an array of float32, float64 or integers"
+        why, _, _ = str(error).partition("\n")
         got = f"{type(data).__name__} ({why})"
-        raise TypeError(f"Tensor: expected {need}, got {got}; convert it first")
+        raise TypeError(f"Tensor: expected {need}, got {got}; convert it first") from None
     return a if hasattr(data, "__array__") else a.astype(dtype)
 
 
