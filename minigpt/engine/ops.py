@@ -34,7 +34,7 @@ def _in_type_of(other, x):
             return x
     elif isinstance(x, np.generic):
         return x.item()
-    elif isinstance(x, (int, float)):
+    elif type(x) in (int, float, bool):
         return x
     theirs = getattr(other, "dtype", None)
     theirs = theirs if getattr(theirs, "kind", None) == "f" else np.float32
