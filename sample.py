@@ -28,12 +28,16 @@ from minigpt.training.config import Parser, number
 from minigpt.training.ranks import started_by_mpi
 
 FOLDER = Path(__file__).resolve().parent / "data"
+# The options of what is written, and their defaults. Where nothing is written they are refused.
+WRITING = {"tokens": 500, "temperature": None, "top_k": None, "top_p": None, "stop": "",
+           "count": 1, "seed": 1337}  # fmt: skip
 
 
 def main(words=None):
     """Load a model and let it reply; a user's mistake ends in one line and exit code 2."""
     parser = command_line()
     args = parser.parse_args(words)
+    args.given = fill_in(args)
     talks = args.prompt is not None or args.interactive
     try:
         check(started_by_mpi()[1] == 1, "mpiexec", "one process", "several", "call sample.py alone")
@@ -61,6 +65,17 @@ def main(words=None):
         parser.error(str(error))
 
 
+def fill_in(args):
+    """Give the options of WRITING that are missing their defaults -> the others, as typed."""
+    given = []
+    for name, default in WRITING.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
+        else:
+            given.append(f"--{name.replace('_', '-')}")
+    return given
+
+
 def refuse_two_things_at_once(args):
     """Raise ValueError if the command line asks for several things that exclude each other."""
     names = ("prompt", "interactive", "input", "explain", "look")
@@ -68,6 +83,9 @@ def refuse_two_things_at_once(args):
     if len(asked) > 1 and asked != ["--prompt", "--interactive"]:
         got = " and ".join(asked)
         raise ValueError(f"expected one of these, got {got}; leave out all but one")
+    if args.given and {*asked} & {"--input", "--explain", "--look"}:
+        need = f"expected a text to write, got {asked[0]}, which writes none"
+        raise ValueError(f"{args.given[0]}: {need}; leave one out")
     if args.data is not None and asked not in ([], ["--look"]):
         need = "expected the report or --look, which read the data of a run"
         raise ValueError(f"--data: {need}, got {asked[0]}; leave one out")
@@ -79,7 +97,8 @@ def locate_data(application, said):
     if application.writes and not application.answers:  # it has no report
         check(said is None, "--data", "a run with a report", f"{config.out} writes", "leave it out")
     else:
-        config.data = [said] if said else catalogue.found(config.data, config.out)
+        places = catalogue.found(config.data, config.out, application.began)
+        application.places = [[said]] if said else places
 
 
 def show(args, model, application):
@@ -140,17 +159,17 @@ def command_line():
         "the newest run in out/)")  # fmt: skip
     add("--prompt", metavar="TEXT", help="go on from here (default: standard input, if piped)")
     add("--interactive", action="store_true", help="read prompts, one per line")
-    add("--tokens", type=whole, default=500, metavar="N", help="how many to write (default 500)")
+    add("--tokens", type=whole, metavar="N", help="how many to write (default 500)")
     add("--temperature", type=positive, metavar="N",
         help="0: the most likely token; higher: more random (default 0.8; answers 0)")  # fmt: skip
     add("--top-k", type=whole, metavar="N", help="draw from the N most likely tokens only")
     add("--top-p", type=share, metavar="N",
         help="draw from the fewest tokens whose probabilities add up to N")  # fmt: skip
-    add("--stop", metavar="TEXT", default="", help="end before this text, if it comes")
-    add("--count", type=whole, default=1, metavar="N",
+    add("--stop", metavar="TEXT", help="end before this text, if it comes")
+    add("--count", type=whole, metavar="N",
         help="how many samples (default 1); they are drawn together, so with another N the same "
         "seed writes other texts")  # fmt: skip
-    add("--seed", type=natural, default=1337, metavar="N",
+    add("--seed", type=natural, metavar="N",
         help="another seed, another text (default 1337)")  # fmt: skip
     add("--device", choices=["auto", "cpu", "gpu"], default="auto",
         help="auto: a GPU if one answers (default auto)")  # fmt: skip

@@ -20,7 +20,7 @@ import numpy as np
 
 import minigpt
 from minigpt.applications import application_class, options, plan
-from minigpt.datasets import TOKENIZERS
+from minigpt.datasets import TOKENIZERS, catalogue
 from minigpt.engine import device
 from minigpt.engine.arrays import quiet, to_numpy
 from minigpt.engine.autograd import plain
@@ -107,6 +107,8 @@ def six_steps(kind, config, saved, check=False, origin=None):
     about = application.about() | {"application": kind, "numpy": np.__version__}
     own = strangers.identity(config, application.crc, application.origin)
     about["run"] = saved[1].get("run") if saved else own
+    if not all(map(catalogue.is_name, config.data)):  # files, which --data names from here on
+        about["folder"] = catalogue.seen_from(config.out, os.path.realpath("."))
     trainer = share(train_and_validate, config, model, application, rng, windows, about, saved)
 
     # 6 apply: the trained model writes, answers or classifies.

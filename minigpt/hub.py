@@ -61,7 +61,7 @@ def save(model, tokenizer, folder):
 
     tokenizer: of characters or BPE, or None. If it fails, the folder is left as it was. Raises
     ValueError for a model of another form than GPT-2's, whose formulas transformers' GPT-2 does not
-    have, for a tokenizer with more tokens than the model, and for a folder that is not empty.
+    have, for weights or a tokenizer that load would refuse, and for a folder that is not empty.
     """
     form = "a model in GPT-2's form (train.py --model gpt2-mini)"
     no_place = "what other forms compute, transformers' GPT-2 does not"
@@ -70,11 +70,11 @@ def save(model, tokenizer, folder):
     empty = made or (folder.is_dir() and not any(folder.iterdir()))
     check(empty, folder, "a new or empty folder", "one with other files", "name another")
     arrays = {hub_name(n): to_numpy(p.data) for n, p in model.named_parameters().items()}
+    for name, a in arrays.items():
+        _refuse_infinite(name, a)
     files = {"model.safetensors": safetensors(arrays, {"format": "pt"})}
     if tokenizer is not None:
-        most, got = model.config.vocab_size, tokenizer.vocab_size
-        need = f"at most {most} tokens, as the model has"
-        check(got <= most, "tokenizer", need, got, "take the model's own")
+        _refuse_other("tokenizer", tokenizer, model.config.vocab_size)
         files |= {name: [_json(value)] for name, value in _described(model, tokenizer).items()}
     files["config.json"] = [_json(_form_of(model, tokenizer))]  # last: without it nothing is opened
     folder.mkdir(parents=True, exist_ok=True)
@@ -154,8 +154,7 @@ def load(folder):
     model.to(np, np.float64 if table.dtype == np.float64 else np.float32)  # room for the numbers
     for name, p in expected.items():
         p.data[...] = arrays[name]
-        finite = np.isfinite(p.data).all()
-        check(finite, f"{folder}: {name}", "finite numbers", "NaN or infinity", "take another file")
+        _refuse_infinite(f"{folder}: {name}", p.data)
     return model.eval(), _tokenizer(folder, shape.vocab_size)
 
 
@@ -193,10 +192,17 @@ def _refuse_larger(folder, shape, arrays):
         check(asked <= held, where, most, asked, "copy it again")
 
 
+def _refuse_infinite(where, a):
+    finite = np.isfinite(a).all()
+    check(finite, where, "finite numbers", "NaN or infinity", "take another model")
+
+
 def _weights(folder):
-    """{name without prefix: array} of all files; stored masks are left out."""
+    """{name without prefix: array} of all files; stored masks are left out. As transformers does,
+    model.safetensors is read if it is there, else the files that the index names."""
     index, names = folder / "model.safetensors.index.json", ["model.safetensors"]
-    if index.is_file():
+    parts = next(folder.glob("model-*-of-*.safetensors"), None)
+    if not (folder / names[0]).is_file() and (parts or index.is_file()):
         names = _read_json(index).get("weight_map")
         names = [*names.values()] if isinstance(names, dict) else [None]
         right = all(isinstance(name, str) and Path(name).name == name for name in names)
@@ -279,12 +285,17 @@ def _tokenizer(folder, size):
         tokenizer = SpecialTokenizer(tokenizer.vocab, tokenizer.merges, special=special)
     else:
         return None
-    fits = tokenizer.vocab_size <= size
-    if isinstance(tokenizer, CharTokenizer):
-        fits = tokenizer.vocab_size == size
-    got = f"{tokenizer.vocab_size} for a vocab_size of {size}"
-    check(fits, file, "a token for each id of the model", got, "take those of one model")
+    _refuse_other(file, tokenizer, size)
     return tokenizer
+
+
+def _refuse_other(where, tokenizer, size):
+    """Raise ValueError if this is no tokenizer of a model of `size` tokens. It has one for each
+    character; behind those of byte pairs a model may have ids to spare."""
+    exact = isinstance(tokenizer, CharTokenizer)
+    got, need = tokenizer.vocab_size, f"{size} tokens, as the model has"
+    fits = got == size if exact else got <= size
+    check(fits, where, need if exact else f"at most {need}", got, "take the model's own")
 
 
 def _of_one_file(file):

@@ -327,7 +327,8 @@ def test_a_tensor_of_one_element_is_written_and_converted_as_its_number():
         x = Tensor(np.full(shape, 2.34567), requires_grad=True)
         assert float(x) == 2.34567 and f"{x:.3f} {x:8.1e}" == "2.346  2.3e+00"
         assert f"{x}" == str(x) == repr(x)
-    with pytest.raises(ValueError, match="format"):
+    assert f"{leaf(2):>60}" == str(leaf(2)).rjust(60)
+    with pytest.raises(ValueError, match=r"one element for the format '.3f', got shape \(2,\); "):
         f"{leaf(2):.3f}"
 
 
@@ -336,8 +337,9 @@ def test_a_loop_over_a_tensor_meets_its_rows_and_one_over_a_number_is_refused():
     first, *_, last = x
     (first * 2.0 + last).sum().backward()
     assert x.grad.tolist() == [[2, 2], [0, 0], [1, 1]]
-    with pytest.raises(TypeError):
-        iter(x.sum())
+    for f in (iter, len, list):
+        with pytest.raises(TypeError, match=r"a number has no rows.*t\.item\(\)"):
+            f(x.sum())
 
 
 def test_a_tensor_of_pytorchs_keeps_its_memory_and_its_kind_of_floats():
@@ -348,8 +350,9 @@ def test_a_tensor_of_pytorchs_keeps_its_memory_and_its_kind_of_floats():
         data[1, 2] = 42.0
         assert x.dtype == ours and x.data[1, 2] == 42
     assert Tensor(torch.arange(3)).dtype == np.float32
-    with pytest.raises(TypeError, match="float32, float64 or integers"):
-        Tensor(torch.ones(2, dtype=torch.float16))
+    for strange in (torch.float16, torch.bfloat16):
+        with pytest.raises(TypeError, match="float32, float64 or integers"):
+            Tensor(torch.ones(2, dtype=strange))
     with pytest.raises(RuntimeError, match="requires grad"):
         Tensor(torch.ones(2, requires_grad=True))
 
@@ -364,6 +367,36 @@ def test_pytorch_shares_the_memory_of_a_constant():
 @pytest.mark.parametrize("data", [[1, 2], np.arange(2), 3, True, np.ones(2, bool)])
 def test_what_is_no_float_array_becomes_float32(data):
     assert Tensor(data).dtype == np.float32
+
+
+NO_NUMBERS = [None, [1, None], "3", ["3", 4], b"3", [1, "x"], {1: 2}, [2j], [[1], [2, 3]], object()]
+
+
+@pytest.mark.parametrize("data", [*NO_NUMBERS, np.array([1, None]), np.str_("3")])
+def test_what_is_no_number_is_refused_and_never_nan_or_a_guess(data):
+    with pytest.raises(TypeError, match="^Tensor: expected .*(numbers|integers).*; "):
+        Tensor(data)
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_what_is_no_number_is_no_gradient_and_no_element_either(value):
+    x = Tensor(np.ones(2), True)
+    if value is not None:  # the default
+        with pytest.raises(TypeError, match="expected numbers"):
+            (x * 2).backward(value)
+    with pytest.raises(TypeError, match="expected numbers"):
+        x.detach()[:] = value
+
+
+def test_numbers_in_lists_are_read_in_the_type_of_the_tensor_they_go_to():
+    x = Tensor(np.ones(2), True)
+    (x * 2.0).backward([0.1, 1])
+    assert x.grad.tolist() == [0.2, 2]
+    x = x.detach()
+    x[:] = [0.1, Tensor(3.0)]
+    assert x.data.tolist() == [0.1, 3]
+    x[0] = Tensor(0.5)
+    assert x.data.tolist() == [0.5, 3]
 
 
 def test_repr_names_shape_dtype_device_and_operation():

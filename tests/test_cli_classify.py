@@ -1,6 +1,7 @@
 """train.py and sample.py on images, sounds and tables, and on every family of language models."""
 
 import csv
+import io
 import re
 import shlex
 import shutil
@@ -220,7 +221,8 @@ def test_a_report_on_other_features_or_classes_is_refused_in_one_line(
     place, trained, capsys, change
 ):
     Path("table.csv").write_text(re.sub(*change, Path("table.csv").read_text()))
-    error = mistake(sample.main, [str(trained[0] / "out/table-lstm")], capsys, place)
+    words = [str(trained[0] / "out/table-lstm"), "--data", "table.csv"]
+    error = mistake(sample.main, words, capsys, place)
     need = "not what this run has read; restore it, or name it with --data"
     assert error == f"sample.py: table.csv: {need}\n"
 
@@ -367,6 +369,15 @@ def test_an_array_is_no_table_and_that_is_told_in_one_line(place, trained, capsy
     assert "new.npy: expected UTF-8 text, got byte 0x93 in line 1" in error
 
 
+@pytest.mark.parametrize("name", ["table-lstm", "images-gpt", "sounds_of-gru"])
+@pytest.mark.parametrize("there, got", [("images", "a folder, a device or a pipe; name a file"),
+                                        ("none.npy", "nothing; check the path")])  # fmt: skip
+def test_input_that_is_no_file_is_told_in_one_line(place, trained, capsys, name, there, got):
+    words = [str(trained[0] / "out" / name), "--input", there]
+    error = mistake(sample.main, words, capsys, place)
+    assert error == f"sample.py: --input {there}: expected a file, got {got}\n"
+
+
 def test_a_sound_of_another_rate_is_told_in_one_line(place, capsys, trained):
     write_wav(Path("fast.wav"), np.arange(200), rate=16000)
     run = trained[0] / "out/sounds_of-gru"
@@ -387,6 +398,34 @@ def test_input_on_a_model_that_writes_is_refused_in_one_line(place, monkeypatch,
     capsys.readouterr()
     error = mistake(sample.main, ["out/text-gpt", "--input", "table.csv"], capsys, place)
     assert error == "sample.py: --input: expected a classifier, out/text-gpt writes; use --prompt\n"
+
+
+OF_WRITING = [("--tokens", "9"), ("--temperature", "0.8"), ("--top-k", "3"), ("--top-p", "1"),
+              ("--stop", "x"), ("--count", "1"), ("--seed", "1337")]  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OF_WRITING)
+@pytest.mark.parametrize("mode", [("--input", "table.csv"), ("--look",), ("--explain", "a"), ()])
+def test_an_option_of_writing_is_refused_where_nothing_is_written(
+    place, trained, capsys, option, mode
+):
+    words = [str(trained[0] / "out/table-lstm"), *mode, *option]
+    error = mistake(sample.main, words, capsys, place)
+    got = f"{mode[0]}, which writes none; leave one out" if mode else "the report; leave it out"
+    assert error == f"sample.py: {option[0]}: expected a text to write, got {got}\n"
+
+
+def test_the_report_of_a_run_that_answers_refuses_an_option_of_writing(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    Path("a.tsv").write_text("".join(f"{i}\t{i}\n" for i in range(60)))
+    train.main(["--data", "a.tsv", *FEW])
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    error = mistake(sample.main, ["out/a-gpt", "--count", "2"], capsys, tmp_path)
+    assert error == "sample.py: --count: expected a text to write, got the report; leave it out\n"
+    sample.main(["out/a-gpt", "--prompt", "7", "--count", "2"])
+    assert len(capsys.readouterr().out.splitlines()) == 2
 
 
 @pytest.mark.parametrize("word", [("--prompt", "x"), ("--interactive",)])

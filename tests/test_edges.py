@@ -47,6 +47,16 @@ def test_ids_that_are_no_integers_are_refused(ids, how):
         functional.cross_entropy(Tensor(np.eye(2)), ids)
     with how(), pytest.raises(TypeError, match="expected an array of ids"):
         functional.embedding(Tensor(np.eye(2)), [0, 1])
+    with how(), pytest.raises(TypeError, match="targets: expected an array of ids.*got list"):
+        functional.cross_entropy(Tensor(np.eye(2)), [0, 1])
+
+
+@BOTH
+def test_ids_of_pytorchs_are_refused_by_name(how):
+    ids = pytest.importorskip("torch").tensor([0, 1])
+    for f in (functional.embedding, functional.cross_entropy):
+        with how(), pytest.raises(TypeError, match="expected an array of ids.*torch.int64"):
+            f(Tensor(np.eye(2)), ids)
 
 
 # what changes between forward and backward

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import string
 
 import numpy as np
 import pytest
@@ -153,10 +154,29 @@ def test_the_shards_that_transformers_writes_are_read(transformers, tmp_path):
     np.testing.assert_allclose(logits(hub.load(tmp_path)[0], IDS), expected, rtol=0, atol=1e-4)
 
 
+def test_of_one_file_and_shards_the_one_that_transformers_reads_is_read(transformers, tmp_path):
+    for seed, size in ((1, "60KB"), (2, "1GB")):
+        transformers.set_seed(seed)
+        twin = theirs(transformers, SHAPES[2])
+        twin.save_pretrained(tmp_path / size, max_shard_size=size)
+    shutil.copy(tmp_path / "1GB" / "model.safetensors", tmp_path / "60KB")
+    assert (tmp_path / "60KB" / "model.safetensors.index.json").exists()
+    both = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "60KB").eval()
+    expected, (model, _) = logits_of(both, IDS), hub.load(tmp_path / "60KB")
+    np.testing.assert_allclose(logits(model, IDS), expected, rtol=0, atol=1e-4)
+
+
+def test_shards_without_their_index_are_told_that_it_is_missing(tmp_path):
+    folder = files(tmp_path / "there", weights()[1])
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    with pytest.raises(FileNotFoundError, match="model.safetensors.index.json: .*found none; copy"):
+        hub.load(folder)
+
+
 @pytest.mark.parametrize("placed", [None, [1], {"a": 1}, {"a": ["x"]}, {"a": "../x"}, {"a": ".."}])
 def test_an_index_that_names_no_files_is_refused_in_one_line(tmp_path, placed):
     folder = files(tmp_path / "there", weights()[1])
-    shutil.copy(folder / "model.safetensors", tmp_path / "x")  # whole, but of another folder
+    shutil.move(folder / "model.safetensors", tmp_path / "x")  # whole, but of another folder
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
     with pytest.raises((ValueError, FileNotFoundError), match="expected the ") as caught:
         hub.load(folder)
@@ -308,6 +328,29 @@ def test_what_cannot_go_out_is_refused_and_nothing_is_written(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize("characters", ["abc", "", string.printable], ids=["3", "0", "100"])
+def test_characters_that_are_not_the_models_are_refused_on_the_way_out_as_on_the_way_in(
+    tmp_path, characters
+):
+    with pytest.raises(ValueError, match=f"tokenizer: expected 50 tokens.*got {len(characters)}"):
+        hub.save(ours(SHAPES[0]), CharTokenizer(characters), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    hub.save(ours(SHAPES[0]), CharTokenizer(string.printable[:50]), tmp_path / "out")
+    assert hub.load(tmp_path / "out")[1].characters == string.printable[:50]
+    about = hub._described(ours(SHAPES[0]), CharTokenizer(characters))["tokenizer.json"]
+    (tmp_path / "out" / "tokenizer.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match="tokenizer.json: expected "):
+        hub.load(tmp_path / "out")
+
+
+def test_weights_that_are_no_numbers_do_not_go_out(tmp_path):
+    model = ours(SHAPES[0])
+    model.norm.bias.data[0] = np.inf
+    with pytest.raises(ValueError, match="ln_f.bias: expected finite numbers, got NaN or infinity"):
+        hub.save(model, None, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("made", [False, True])
 def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch, made):
     def full(path, *parts):
@@ -320,7 +363,7 @@ def test_a_full_disk_leaves_the_folder_as_it_was(tmp_path, monkeypatch, made):
     write_whole = hub.write_whole
     monkeypatch.setattr(hub, "write_whole", full)
     with pytest.raises(OSError, match="No space left"):
-        hub.save(ours(SHAPES[0]), CharTokenizer.train("ab"), tmp_path / "there")
+        hub.save(ours(SHAPES[0]), CharTokenizer(string.printable[:50]), tmp_path / "there")
     assert [*tmp_path.rglob("*")] == [tmp_path / "there"] * made
 
 

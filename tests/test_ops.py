@@ -8,7 +8,7 @@ import pytest
 from gradcheck import draw, gradcheck, run
 
 from minigpt.engine import ops
-from minigpt.engine.autograd import Tensor
+from minigpt.engine.autograd import Tensor, raw
 from minigpt.engine.functional import linear
 
 
@@ -212,6 +212,7 @@ def test_operator_with_anything_on_its_left_gives_a_tensor(op, left):
     [
         (lambda x: x + np.ones(2), r"add: shapes \(4, 3\) and \(2,\) do not fit"),
         (lambda x: np.ones(2) * x, r"multiply: shapes \(2,\) and \(4, 3\) do not fit"),
+        (lambda x: x + [1, 2], r"add: shapes \(4, 3\) and \(2,\) do not fit"),
         (lambda x: x @ np.ones((4, 3)), r"matmul: shapes \(4, 3\) and \(4, 3\) do not fit"),
         (lambda x: linear(x, np.ones((4, 2)), None), r"linear of shapes \(4, 3\), \(4, 2\): "),
     ],
@@ -240,6 +241,71 @@ def test_comparisons_of_size_are_those_of_arrays_from_either_side():
             assert type(got) is np.ndarray and got.tolist() == compare(a, b).tolist()
         assert compare(x, 0.3).tolist() == compare(a, 0.3).tolist()
         assert compare(0.3, x).tolist() == compare(0.3, a).tolist()
+
+
+FOREIGN = BINARY | {"@": operator.matmul, "<": operator.lt}
+OTHERS = [[[1.0, 2.0], [3.0, 4.0]], [[1, 2], [3, 4]], [1, 2], (0.1, 2), [[True] * 2] * 2]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("op", FOREIGN)
+def test_a_list_is_an_operand_of_the_tensors_type_on_either_side(op, other, dtype):
+    f = FOREIGN[op]
+    x, array = positive(2, 2).astype(dtype), np.array(other, dtype)
+    for swap in (1, -1):
+        a, b = [Tensor(x, True), other][::swap]
+        y, z = f(a, b), f(*[x, array][::swap])
+        assert raw(y).dtype == z.dtype
+        np.testing.assert_allclose(raw(y), z, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "bool"])
+@pytest.mark.parametrize("op", FOREIGN)
+def test_a_tensor_of_pytorchs_is_an_operand_as_its_numpy_array_is(op, dtype):
+    torch = pytest.importorskip("torch")
+    f = FOREIGN[op]
+    x, other = positive(2, 2).astype(np.float32), torch.ones(2, 2, dtype=getattr(torch, dtype))
+    if op == "-" and dtype == "bool":
+        return  # NumPy has no difference of truth values and floats
+    for swap in (1, -1):
+        y = f(*[Tensor(x, True), other][::swap])
+        z = f(*[Tensor(x, True), other.numpy()][::swap])
+        assert type(y) is type(z) and y.dtype == z.dtype
+        np.testing.assert_array_equal(raw(y), raw(z))
+
+
+def test_the_gradient_beside_a_list_and_a_tensor_of_pytorchs_is_that_beside_an_array():
+    torch = pytest.importorskip("torch")
+    a = np.array([[[1.0, 2.0], [3.0, 4.0]]])
+    for other in (a.tolist(), torch.from_numpy(a)):
+        x, y = Tensor(draw(2, 2), True), Tensor(draw(2, 2), True)
+        (other @ (x * other)).sum().backward()
+        (a @ (y * a)).sum().backward()
+        np.testing.assert_array_equal(x.grad, y.grad)
+
+
+@pytest.mark.parametrize("other", [None, "3", [1, None], ["3", "4"], {1: 2}, 2j])
+@pytest.mark.parametrize("op", FOREIGN)
+def test_an_operand_that_is_no_number_is_refused_on_either_side(op, other):
+    f = FOREIGN[op]
+    for operands in ((Tensor(np.ones(2)), other), (other, Tensor(np.ones(2)))):
+        with pytest.raises(TypeError, match="expected numbers"):
+            f(*operands)
+
+
+def test_a_tensor_of_pytorchs_with_a_gradient_is_refused_as_it_would_be_lost():
+    torch = pytest.importorskip("torch")
+    with pytest.raises(RuntimeError, match="requires grad"):
+        Tensor(np.ones(2)) * torch.ones(2, requires_grad=True)
+
+
+@pytest.mark.parametrize("number", [2, 2.0, np.float32(2)])
+def test_a_number_is_no_operand_of_a_matrix_product(number):
+    x = Tensor(np.ones((2, 2)))
+    for f in (lambda: x @ number, lambda: number @ x):
+        with pytest.raises(ValueError, match=r"matmul: shapes .*\(\).* do not fit; "):
+            f()
 
 
 def test_a_tensor_refuses_to_be_compared_with_equals():

@@ -2,7 +2,9 @@
 
 import gzip
 import io
+import os
 import random
+import shutil
 import struct
 import sys
 import zlib
@@ -24,6 +26,7 @@ from minigpt.files import decoded
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.classifier import classifier
 from minigpt.nn.gpt import GPTConfig
+from minigpt.training import checkpoint
 
 
 def read(path, content):
@@ -647,10 +650,101 @@ def test_a_name_is_not_looked_for_among_folders(tmp_path):
     for name in ("digits", "manual", "qa"):
         (tmp_path / name).mkdir()
     run = tmp_path / "out" / "run"
-    assert catalogue.found(["digits", "manual", "qa"], run) == ["digits", "manual", "qa"]
+    assert catalogue.found(["digits", "manual", "qa"], run) == [["digits", "manual", "qa"]]
     (tmp_path / "a.csv").write_text("")
-    found = catalogue.found(["a.csv", "b.csv", "x" * 9999], run)
-    assert found == [str(tmp_path / "a.csv"), "b.csv", "x" * 9999]
+    (tmp_path / "a.csv").write_text("")
+    (found,) = catalogue.found(["a.csv", "manual"], run)
+    assert Path(found[0]).samefile(tmp_path / "a.csv") and found[1:] == ["manual"]
+    for names in (["a.csv", "b.csv"], ["x" * 9999]):
+        assert catalogue.found(names, run) == [names]
+
+
+@pytest.fixture(params=["../runs/a", "/absolute"])
+def away(request, tmp_path, monkeypatch, capsys):
+    """A run on a.csv outside the folder of its training -> that folder, the run, its report"""
+    home, run = tmp_path / "home", tmp_path / "runs" / "a"
+    (home / "deep").mkdir(parents=True)
+    csv_of(home / "a.csv", 40)
+    monkeypatch.chdir(home)
+    out = str(run) if request.param == "/absolute" else request.param
+    train.main(["--data", "a.csv", "--target", "class", "--out", out, *TINY])
+    capsys.readouterr()
+    sample.main([out])
+    return home, run, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", [".", "deep", "..", "../runs/a"])
+def test_a_run_outside_the_folder_of_its_training_finds_its_data(away, monkeypatch, capsys, place):
+    _, run, report = away
+    monkeypatch.chdir(place)
+    for path in (run, os.path.relpath(run), run / "last.safetensors"):
+        sample.main([str(path)])
+        assert capsys.readouterr().out == report
+
+
+def test_a_run_that_is_moved_together_with_its_data_finds_it(away, monkeypatch, capsys, tmp_path):
+    (tmp_path / "new").mkdir()
+    for name in ("home", "runs"):
+        (tmp_path / name).rename(tmp_path / "new" / name)
+    monkeypatch.chdir(tmp_path)
+    sample.main(["new/runs/a"])
+    assert capsys.readouterr().out == away[2]
+
+
+OTHER = ["x,class\n1,a\n", "", "no table\n\n,,\n", None]
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_a_file_of_the_same_name_that_is_nearer_hides_no_data(away, monkeypatch, capsys, other):
+    monkeypatch.chdir("deep")
+    if other is None:
+        csv_of(Path("a.csv"), 44)
+    else:
+        Path("a.csv").write_text(other)
+    sample.main([str(away[1])])
+    assert capsys.readouterr().out == away[2]
+
+
+def test_the_search_for_moved_data_goes_on_past_a_file_that_is_not_it(away, capsys, tmp_path):
+    home, run, report = away
+    (home / "a.csv").rename(tmp_path / "runs" / "a.csv")
+    for file in (home / "a.csv", run / "a.csv"):
+        csv_of(file, 44)
+    sample.main([str(run)])
+    assert capsys.readouterr().out == report
+    (tmp_path / "runs" / "a.csv").unlink()
+    error = mistake(sample.main, [str(run)], capsys, tmp_path)
+    assert error.startswith("sample.py: a.csv: not what this run has read; restore it, or name it")
+
+
+def test_a_run_is_resumed_from_another_folder_as_if_from_its_own(away, monkeypatch, capsys):
+    home, run, _ = away
+    words = ["--resume", "--steps", "4", "--out"]
+    shutil.copytree(run, run.parent / "b")
+    train.main([*words, str(run.parent / "b")])
+    monkeypatch.chdir("deep")
+    csv_of(Path("a.csv"), 44)
+    train.main([*words, str(run)])
+    (a, about), (b, other) = (checkpoint.load(run.parent / f"{x}/last.safetensors") for x in "ab")
+    assert a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    assert about["data"] == other["data"] and about["config"]["data"] == [str(Path("../a.csv"))]
+    reports = []
+    for name in "ab":
+        capsys.readouterr()
+        sample.main([str(run.parent / name)])
+        reports.append(capsys.readouterr().out)
+    assert reports[0] == reports[1]
+
+
+def test_equal_runs_in_folders_of_equal_place_leave_equal_files(tmp_path, monkeypatch):
+    files = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        csv_of(tmp_path / name / "a.csv", 40)
+        monkeypatch.chdir(tmp_path / name)
+        train.main(["--data", "a.csv", "--target", "class", *TINY])
+        files.append(Path("out/a-gpt/last.safetensors").read_bytes())
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize("words", [["--prompt", "x"], ["--input", "table.csv"], ["--explain", "x"]])

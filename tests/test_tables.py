@@ -325,7 +325,8 @@ def test_a_line_in_its_table_names_a_text_or_a_task(monkeypatch):
 
 
 def test_the_name_of_a_text_loads_no_other_kind_of_data():
-    code = "import sys; from minigpt.datasets.catalogue import kind; print(kind(['manual'], None), "
+    code = "import sys; from minigpt.datasets.catalogue import is_name, kind; "
+    code += "assert is_name('manual'); print(kind(['manual'], None), "
     code += "*(m.rpartition('.')[2] for m in sys.modules if m.startswith('minigpt.datasets.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert set(done.stdout.split()) == {"text", "catalogue", "stream"}

@@ -37,6 +37,7 @@ class Application:
     unit = "token"  # what flops_per_token() counts for: a token, or an example
     shared = 0  # bytes of a file that the processes of a training map
     writes = False  # whether it makes text, as classifiers do not
+    began = places = None  # where the run was started, and its data may lie (catalogue.found)
     origin = None  # what a checkpoint says of the model that the run began with (origin.Origin)
 
     def __init__(self, config, folder):
@@ -138,19 +139,32 @@ class Application:
         """Print the scores of the test part, whose data is read again for that.
 
         Or return the words to reply to: read() gives those that are piped into sample.py.
+        how.given: the options that say how to write; nothing is written here.
         """
+        if how.given:
+            need = "expected a text to write, got the report"
+            raise ValueError(f"{how.given[0]}: {need}; leave it out")
         self.read_again()
         print("\n".join(self.scores(model)))
 
     def read_again(self):
-        """Read the data once more. Raises ValueError if it is not what the model learned from."""
-        try:
-            same = self.read() == self.crc
-        except FileNotFoundError as e:
-            raise FileNotFoundError(f"{e}, or name it with --data") from None
-        if not same:
-            remedy = "restore it, or name it with --data"
-            raise ValueError(f"{self.config.data[0]}: not what this run has read; {remedy}")
+        """Read the data once more, at the first of `places` where it is what the model has read.
+
+        Raises the error of the first place, a ValueError or OSError, if it is nowhere.
+        """
+        errors, remedy = [], "or name it with --data"
+        for names in self.places or [self.config.data]:
+            self.config.data = names
+            try:
+                if self.read() == self.crc:
+                    return
+                wrong = f"{names[0]}: not what this run has read; restore it, {remedy}"
+                errors.append(ValueError(wrong))
+            except FileNotFoundError as e:
+                errors.append(FileNotFoundError(f"{e}, {remedy}"))
+            except (ValueError, OSError) as e:
+                errors.append(e)
+        raise errors[0]
 
     def read(self, tell=silent):
         """Read or generate the data -> a checksum of it (CRC-32).  tell: see messages.note"""

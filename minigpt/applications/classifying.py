@@ -2,13 +2,14 @@
 
 import csv
 import math
+import os
 import sys
 
 import numpy as np
 
 from minigpt.applications.application import Application, model_shape
 from minigpt.datasets import examples
-from minigpt.messages import note, quoted, say, silent, visible
+from minigpt.messages import check, note, quoted, say, silent, visible
 from minigpt.nn import model_class
 from minigpt.nn.classifier import classifier
 from minigpt.training.scores import held_out, probabilities
@@ -76,6 +77,10 @@ class Classifying(Application):
 
     def predict(self, model, path):
         """Print, as CSV, the likeliest class of each example and the probability of every class."""
+        got, remedy = "nothing", "check the path"
+        if os.path.exists(path):
+            got, remedy = "a folder, a device or a pipe", "name a file"
+        check(os.path.isfile(path), f"--input {path}", "a file", got, remedy)
 
         def tell(message):
             print(f"sample.py: {visible(message)}", file=sys.stderr)

@@ -48,7 +48,9 @@ def configure(given, resume, overwrite, origin=None):
         saved = checkpoint.load(file)
         with strangers.foreign(file):
             strangers.refuse_larger(file, Config.restored(saved[1], file), *saved)
-            given = continued(given, saved[1])
+            said = saved[1]["config"]["data"]
+            data = catalogue.found(said, out, saved[1].get("folder"))[0]
+            given = continued({"data": data} | given, saved[1])
         run |= given
     elif out.is_dir() and any(out.iterdir()) and not overwrite:
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
@@ -56,7 +58,7 @@ def configure(given, resume, overwrite, origin=None):
     if origin:
         given = origin.decide(given)
     if kind not in ("text", "task"):
-        check("init" not in given, "--init", "text or a task", f"{kind}s", "leave it out")
+        check(not given.get("init"), "--init", "text or a task", f"{kind}s", "leave it out")
         *others, last = FAMILIES
         expected, remedy = f"{', '.join(others)} or {last} for examples", "choose one of these"
         check(run["model"] not in PAPERS, "--model", expected, run["model"], remedy)
@@ -97,7 +99,7 @@ def fitted(kind, given):
 
         for name in (kind, ""), (kind, model), (given.get("data", [""])[0], ""):
             own |= DEFAULTS.get(name, {})
-    if "init" in given:
+    if given.get("init"):
         from minigpt.training.defaults import INIT
 
         own |= INIT

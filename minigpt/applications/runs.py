@@ -31,6 +31,7 @@ def load(path, library, folder):
         config.out = str(path)
         strangers.refuse_larger(file, config, arrays, about)
         application = application_class(about.get("application")).restore(config, about, folder)
+        application.began = about.get("folder")
         model = application.build(np.random.default_rng(0)).to(library).eval()
         model.load_state_dict(arrays)
     return model, application

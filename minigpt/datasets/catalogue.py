@@ -60,20 +60,46 @@ def kind_of(name, target):
     return signals.kind_of_folder(path) if path.is_dir() else "text"
 
 
-def found(names, run):
-    """Where the data of a run lies: a path that leads nowhere from here is tried as seen from the
-    run's folder and from each folder around it. In one of these its training was started."""
-    run, paths = Path(run).resolve(), []
-    for name in names:
-        places = [name, *(str(folder / name) for folder in (run, *run.parents))]
-        there = [place for place in places if os.path.exists(place)]
-        paths.append(there[0] if there and not is_name(name) else name)
-    return paths
+def found(names, run, began=None):
+    """Where the data of a run may lie: lists of paths, the likeliest first; [names] if nowhere.
+
+    began: the folder in which its training was started, as seen from the run's. From there its
+    words of --data lead to its data. An older checkpoint does not say, and a run or its data may
+    have moved: so the current folder, that of the run and each around it are tried as well.
+    """
+    here, run = os.path.realpath("."), Path(run).resolve()
+    run = run if run.is_dir() else run.parent
+    folders = [here, str(run), *map(str, run.parents)]
+    if began is not None:
+        folders.insert(0, os.path.realpath(run / str(began)))
+    ways = []
+    for folder in folders:
+        paths = names if folder == here else [_within(folder, name) for name in names]
+        if paths not in ways and all(is_name(path) or os.path.exists(path) for path in paths):
+            ways.append(paths)
+    return ways or [names]
+
+
+def _within(folder, name):
+    """A word of --data, said in a folder, as it is said here."""
+    if is_name(name) or os.path.isabs(name):
+        return name
+    return seen_from(".", os.path.join(folder, name))
+
+
+def seen_from(folder, path):
+    """A path as it is said in a folder: it stays right if both move together."""
+    try:
+        return os.path.relpath(path, os.path.realpath(folder))
+    except ValueError:  # another drive of Windows
+        return path
 
 
 def is_name(word):
     """Whether a word of --data is a name, not a path."""
+    if word in TEXTS:
+        return True  # the default run imports no other kind of data
     from minigpt.datasets.examples import EXAMPLES
     from minigpt.datasets.tasks import TASKS
 
-    return word in TEXTS or word in TASKS or word in EXAMPLES
+    return word in TASKS or word in EXAMPLES

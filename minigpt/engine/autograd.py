@@ -100,7 +100,7 @@ class Tensor:
     the op that made it, `output` tells which of that op's outputs it is; a leaf has no node.
     `changed[0]` is the moment, counted like Node.order, when an optimizer last wrote to the array.
     Numbers, lists and integers become float32 NumPy arrays; float32 and float64 stay as they are,
-    in PyTorch's tensors, too. Raises TypeError for other types of numbers.
+    in PyTorch's tensors, too. Raises TypeError for other types of numbers, and what is no number.
     """
 
     __slots__ = ("data", "grad", "requires_grad", "node", "output", "changed", "__weakref__")
@@ -108,7 +108,7 @@ class Tensor:
 
     def __init__(self, data, requires_grad=False):
         if type(data) not in LIBRARIES:
-            data = np.asarray(data, dtype=None if hasattr(data, "__array__") else np.float32)
+            data = np.asarray(data) if isinstance(data, np.generic) else array_of(data)
         self.data = data if data.dtype in FLOATS else _as_float32(data)
         self.requires_grad = requires_grad
         self.grad, self.node, self.output, self.changed = None, None, 0, NEVER
@@ -146,7 +146,7 @@ class Tensor:
         if grad is None and self.size == 1:
             grad = module_of(self.data).ones_like(self.data)
         if grad is not None:
-            grad = module_of(self.data).asarray(raw(grad), dtype=self.dtype)
+            grad = self._own_kind(grad)
         if grad is None or grad.shape != self.shape:
             got = "none; sum() to a scalar, or pass it" if grad is None else grad.shape
             raise ValueError(f"backward: expected a gradient of shape {self.shape}, got {got}")
@@ -154,6 +154,13 @@ class Tensor:
             hint = "create the inputs with requires_grad=True, outside no_grad()"
             raise RuntimeError(f"backward: expected a tensor with history, got one without; {hint}")
         _walk(self.node or self, self.output, grad)
+
+    def _own_kind(self, x):
+        """A tensor, array, number or list as an array of this tensor's library and type."""
+        x = raw(x)
+        if type(x) not in LIBRARIES or x.dtype.kind not in "iubf":
+            x = array_of(x, self.dtype)
+        return module_of(self.data).asarray(x, dtype=self.dtype)
 
     def _without_history(self, what):
         if self.requires_grad:
@@ -171,7 +178,10 @@ class Tensor:
         return self.data.__dlpack_device__()
 
     def __len__(self):
-        return len(self.data)
+        try:
+            return len(self.data)
+        except TypeError:
+            raise TypeError("len(t): a number has no rows; t.item() is its value") from None
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))  # TypeError for a number, which has no length
@@ -189,7 +199,7 @@ class Tensor:
         if self.requires_grad:
             hint = "build a new one with where() or concatenate(), or write to t.data of a leaf"
             raise RuntimeError(f"t[i] = v: a tensor with gradient cannot change; {hint}")
-        self.data[index] = value
+        self.data[index] = self._own_kind(value)
 
     def __repr__(self):
         values, about = "...", f"shape={self.shape}, dtype={self.dtype}, device={self.device}"
@@ -200,7 +210,11 @@ class Tensor:
         return f"Tensor({values}, {about})"
 
     def __format__(self, spec):
-        return format(self.item() if spec and self.size == 1 else str(self), spec)
+        try:
+            return format(self.item() if spec and self.size == 1 else str(self), spec)
+        except ValueError as error:
+            need = f"expected one element for the format {spec!r}, got shape {self.shape}"
+            raise ValueError(f"Tensor: {need}; format its elements one by one") from error
 
     if TYPE_CHECKING:  # for editors: what the attributes hold, and what ops.py adds to Tensor
         data: np.ndarray
@@ -217,6 +231,23 @@ class Tensor:
         __neg__ = __abs__ = __getitem__ = _op
         exp = log = tanh = sqrt = abs = clip = sum = mean = max = reshape = transpose = _op
         __lt__ = __le__ = __gt__ = __ge__ = _compare
+
+
+def array_of(data, dtype=np.float32):
+    """Numbers, or lists of them, as an array of this type; an array of another library as NumPy's.
+
+    Raises TypeError for all else: of None NumPy would make NaN, and 3.0 of "3".
+    """
+    try:
+        a = np.asarray(data)
+        if a.dtype.kind not in "iubf":
+            raise TypeError(a.dtype)
+    except (TypeError, ValueError) as error:  # also rows of unlike lengths, types that NumPy lacks
+        need = "numbers, in rows of equal length, or an array of float32, float64 or integers"
+        why, _, _ = str(error).partition("\n")
+        got = f"{type(data).__name__} ({why})"
+        raise TypeError(f"Tensor: expected {need}, got {got}; convert it first") from None
+    return a if hasattr(data, "__array__") else a.astype(dtype)
 
 
 def _as_float32(a):

@@ -25,7 +25,8 @@ def within(name, below=1.0, **numbers):
 
 def check_ids(name, ids, n):
     """Raises TypeError unless ids are integers, IndexError unless all are in 0 .. n - 1."""
-    if not hasattr(ids, "dtype") or ids.dtype.kind not in "iu":
+    kind = getattr(getattr(ids, "dtype", None), "kind", "no array")
+    if kind not in "iu":
         got = getattr(ids, "dtype", type(ids).__name__)
         raise TypeError(f"{name}: expected an array of ids that are integers, got {got}")
     if not isinstance(ids, np.ndarray) or not ids.size:
@@ -43,7 +44,9 @@ def _embedding(w, ids):
 
 
 def _cross_entropy(z, targets, count=None):
-    if targets.shape != z.shape[:-1]:
+    if getattr(targets, "shape", None) != z.shape[:-1]:
+        if not hasattr(targets, "shape"):
+            check_ids("targets", targets, 0)
         raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
     scored = targets[targets != IGNORED] if isinstance(targets, np.ndarray) else targets
     check_ids("targets", scored, z.shape[-1])

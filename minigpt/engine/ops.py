@@ -1,9 +1,9 @@
 """The primitive operations: each computes on arrays and records its derivatives beside it.
 
-Operands are Tensors or arrays; arithmetic takes numbers, too. Integers are converted to the float
-type of the other operand. Shapes broadcast as in NumPy: where one operand lacks an axis, or has
-size 1 there, its numbers are repeated. The engine sums each gradient back to its input's shape.
-The last lines of this file give Tensor its operators.
+Operands are Tensors or arrays; arithmetic takes numbers, lists and PyTorch's tensors, too. Integers
+and lists are converted to the float type of the other operand. Shapes broadcast as in NumPy: where
+one operand lacks an axis, or has size 1 there, its numbers are repeated. The engine sums each
+gradient back to its input's shape. The last lines of this file give Tensor its operators.
 """
 
 import math
@@ -13,8 +13,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from minigpt.engine.arrays import module_of, total
-from minigpt.engine.autograd import Tensor, raw, record
+from minigpt.engine.arrays import LIBRARIES, module_of, total
+from minigpt.engine.autograd import Tensor, array_of, raw, record
 
 
 def operands(a, b):
@@ -29,13 +29,18 @@ def operands(a, b):
 
 
 def _in_type_of(other, x):
-    if isinstance(x, np.generic):
+    if type(x) in LIBRARIES:
+        if x.dtype.kind not in "iu":
+            return x
+    elif isinstance(x, np.generic):
         return x.item()
-    dtype = getattr(x, "dtype", None)
-    if dtype is None or dtype.kind not in "iu":
+    elif type(x) in (int, float, bool):
         return x
     theirs = getattr(other, "dtype", None)
-    return x.astype(theirs if theirs is not None and theirs.kind == "f" else np.float32)
+    theirs = theirs if getattr(theirs, "kind", None) == "f" else np.float32
+    if type(x) not in LIBRARIES:  # a list, or an array of another library
+        x = array_of(x, theirs)
+    return x.astype(theirs) if x.dtype.kind in "iu" else x
 
 
 def add(a, b):
@@ -188,14 +193,19 @@ def matmul(a, b):
     """
     x, w = operands(a, b)
     if x.ndim == 1 or w.ndim == 1:
-        return _vector_matmul(a, b)
+        return _vector_matmul(_operand(a, x), _operand(b, w))
     if x.ndim > 2 and w.ndim == 2:
         # All matrices of a meet the same b, so their rows can stand in one tall matrix. One product
         # is the fastest path of BLAS and of cuBLAS, and db comes out summed.
-        rows = reshape(a, (math.prod(x.shape[:-1]), x.shape[-1]))
+        rows = reshape(_operand(a, x), (math.prod(x.shape[:-1]), x.shape[-1]))
         return reshape(matmul(rows, b), x.shape[:-1] + w.shape[1:])
     xt, wt = x.swapaxes(-1, -2), w.swapaxes(-1, -2)
     return record(x @ w, (a, lambda dy: dy @ wt), (b, lambda dy: xt @ dy))
+
+
+def _operand(a, x):
+    """The Tensor a; or x, its array, if it is none but may be a list."""
+    return a if isinstance(a, Tensor) else x
 
 
 def _vector_matmul(a, b):
@@ -326,8 +336,8 @@ def _operator(op):
     def call(a, b):
         try:
             return op(a, b)
-        except ValueError as error:
-            shapes = f"{getattr(a, 'shape', ())} and {getattr(b, 'shape', ())}"
+        except (AttributeError, ValueError) as error:  # a number has no axes
+            shapes = f"{np.shape(a)} and {np.shape(b)}"
             raise ValueError(f"{op.__name__}: shapes {shapes} do not fit; {error}") from None
 
     return call
@@ -343,4 +353,4 @@ for _op in (exp, log, tanh, sqrt, abs, clip, sum, mean, max, reshape, transpose,
 Tensor.__neg__, Tensor.__abs__, Tensor.__getitem__ = negative, abs, getitem
 Tensor.T = property(transpose)
 for _op in (operator.lt, operator.le, operator.gt, operator.ge):  # truth values have no gradient:
-    setattr(Tensor, f"__{_op.__name__}__", lambda a, b, op=_op: op(raw(a), raw(b)))  # an array
+    setattr(Tensor, f"__{_op.__name__}__", lambda a, b, op=_op: op(*operands(a, b)))  # an array
