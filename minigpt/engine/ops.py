@@ -193,19 +193,14 @@ def matmul(a, b):
     """
     x, w = operands(a, b)
     if x.ndim == 1 or w.ndim == 1:
-        return _vector_matmul(_operand(a, x), _operand(b, w))
+        return _vector_matmul(a, b)
     if x.ndim > 2 and w.ndim == 2:
         # All matrices of a meet the same b, so their rows can stand in one tall matrix. One product
         # is the fastest path of BLAS and of cuBLAS, and db comes out summed.
-        rows = reshape(_operand(a, x), (math.prod(x.shape[:-1]), x.shape[-1]))
+        rows = reshape(a, (math.prod(x.shape[:-1]), x.shape[-1]))
         return reshape(matmul(rows, b), x.shape[:-1] + w.shape[1:])
     xt, wt = x.swapaxes(-1, -2), w.swapaxes(-1, -2)
     return record(x @ w, (a, lambda dy: dy @ wt), (b, lambda dy: xt @ dy))
-
-
-def _operand(a, x):
-    """The Tensor a; or x, its array, if it is none but may be a list."""
-    return a if isinstance(a, Tensor) else x
 
 
 def _vector_matmul(a, b):
@@ -336,7 +331,10 @@ def _operator(op):
     def call(a, b):
         try:
             return op(a, b)
-        except (AttributeError, ValueError) as error:  # a number has no axes
+        except AttributeError:  # of a number or a list
+            got = f"{type(a).__name__} and {type(b).__name__}; convert it first"
+            raise TypeError(f"{op.__name__}: expected tensors or arrays, got {got}") from None
+        except ValueError as error:
             shapes = f"{np.shape(a)} and {np.shape(b)}"
             raise ValueError(f"{op.__name__}: shapes {shapes} do not fit; {error}") from None
 
