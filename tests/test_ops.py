@@ -300,8 +300,8 @@ def test_a_tensor_of_pytorchs_with_a_gradient_is_refused_as_it_would_be_lost():
         Tensor(np.ones(2)) * torch.ones(2, requires_grad=True)
 
 
-@pytest.mark.parametrize("other", [2, 2.0, np.float32(2), [[1.0, 2.0], [3.0, 4.0]]])
-def test_a_number_or_a_list_is_no_operand_of_a_matrix_product(other):
+@pytest.mark.parametrize("other", [2, 2.0, np.float32(2)])
+def test_a_number_is_no_operand_of_a_matrix_product(other):
     x = Tensor(np.ones((2, 2)))
     for f in (lambda: x @ other, lambda: other @ x):
         with pytest.raises(TypeError, match="matmul: expected tensors or arrays, got "):
