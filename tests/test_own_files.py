@@ -159,6 +159,72 @@ def test_thousands_with_points_are_not_mixed_with_decimal_commas(tmp_path):
         read(tmp_path / "a.csv", "a;class\n1,5;x\n2;y\n1.234;x\n")
 
 
+@pytest.mark.parametrize("mark", [".", ","])
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_what_may_be_a_thousand_or_a_fraction_is_refused_beside_whole_numbers(
+    tmp_path, mark, delimiter
+):
+    rows = ["pay;y", "950;a", f"1{mark}485;b", f"-52{mark}000;a"]
+    need = "a.csv: line 3, column pay: expected a number that can be read in one way beside 950, g"
+    with pytest.raises(ValueError, match=need) as raised:
+        read(tmp_path / "a.csv", "\n".join(rows).replace(";", delimiter))
+    end = f"got 1{mark}485; write 1485, or add a 0 if it is a fraction"
+    assert str(raised.value).endswith(end)
+
+
+@pytest.mark.parametrize("cells, expected", [
+    (["950", "1485", "1.4850"], [950, 1485, 1.485]),  # what the message advises
+    (["950", "1.485", "2.5"], [950, 1.485, 2.5]),  # 2.5 is no thousand, so the point is decimal
+    (["950", "1,485", "2,5"], [950, 1.485, 2.5]),
+    (["0,485", "950"], [0.485, 950]),
+    (["1.485", "52.000"], [1.485, 52]),  # in one unit or another, all of them alike
+    (["1,485", "52,000"], [1.485, 52]),
+])  # fmt: skip
+def test_a_mark_that_is_clear_from_its_column_is_a_decimal_point_beside_semicolons(
+    tmp_path, cells, expected
+):
+    table, _ = read(tmp_path / "a.csv", "\n".join(["pay;y", *(f"{cell};a" for cell in cells)]))
+    assert list(map(tables.number, table.columns["pay"])) == expected
+
+
+def test_a_point_beside_commas_is_a_decimal_point(tmp_path):
+    table, told = read(tmp_path / "a.csv", "pay,y\n950,a\n1.485,b\n52.000,a\n")
+    assert list(map(tables.number, table.columns["pay"])) == [950, 1.485, 52] and not told
+
+
+@pytest.mark.parametrize("cell", ["0,563", "-0,563", "+0,125", "00,125", "0,000,001"])
+def test_a_group_of_zeros_is_no_thousand(tmp_path, cell):
+    rows = [f'"{cell if i == 3 else i}",{"xy"[i % 2]}' for i in range(20)]
+    with pytest.raises(ValueError, match="line 5, column a: expected a number, got ") as raised:
+        encoded(tmp_path / "a.csv", rows)
+    assert f"got {cell}; write plain digits" in str(raised.value)
+
+
+def test_the_minus_of_print_is_a_minus(tmp_path):
+    cells = ["7", "\u22127", "\u22121,234.5", "\u22125%", "\u22120.5"]
+    plain = tables.without_commas(cells, ",")
+    assert list(map(tables.number, plain)) == [7, -7, -1234.5, -0.05, -0.5]
+    cells = [f"\u2212{i}" if i % 2 else str(i) for i in range(300)]
+    told = []
+    encoder = TableEncoder.fit({"a": cells}, range(300), tell=told.append)
+    mean = np.mean([-i if i % 2 else i for i in range(300)])
+    assert encoder.columns[0]["mean"] == pytest.approx(mean) and not told
+
+
+@pytest.mark.parametrize("cell", ["(7)", "(1,200)", "($7.50)", "–7"])
+def test_a_negative_number_as_accounts_and_dashes_spell_it_is_refused_by_name(tmp_path, cell):
+    rows = [f'"{cell if i % 4 == 0 else i}",{"xy"[i % 2]}' for i in range(40)]
+    with pytest.raises(ValueError) as raised:
+        encoded(tmp_path / "a.csv", rows)
+    assert f"line 2, column a: expected a number, got {cell}; write plain" in str(raised.value)
+
+
+def test_pairs_in_brackets_are_categories(tmp_path):
+    rows = [f'"({i % 3},{i % 2})",{"xy"[i % 2]}' for i in range(40)]
+    examples, _ = encoded(tmp_path / "a.csv", rows)
+    assert len(examples.encoder.columns[0]["values"]) == 6
+
+
 def test_a_new_table_is_read_as_that_of_training(tmp_path):
     rows = [f"{'-' if i == 3 else f'{i},5'};{'+-'[i % 2]};{'xy'[i % 2]}" for i in range(20)]
     examples, _ = encoded(tmp_path / "a.csv", rows, "a;sign;class")
@@ -193,6 +259,17 @@ def test_an_unnamed_index_column_is_left_out_and_that_is_told(tmp_path, name):
     assert told == [
         f"{tmp_path / 'a.csv'}: its first column has no name and counts the rows: left out"
     ]
+
+
+@pytest.mark.parametrize("first, second", [
+    ("Unnamed: 0", "Unnamed: 0.1"), ("Unnamed: 0.1", "Unnamed: 0"), ("", "Unnamed: 0"),
+    ("", ""), ("Unnamed: 0.1.1", "Unnamed: 0.1"),
+])  # fmt: skip
+def test_both_index_columns_of_a_table_saved_twice_are_left_out(tmp_path, first, second):
+    table, told = read(tmp_path / "a.csv", f"{first},{second},a\n2,0,u\n0,1,v\n1,2,u\n")
+    assert table.columns == {"a": ["u", "v", "u"]}
+    many = "its first 2 columns have no name and count the rows: left out"
+    assert told == [f"{tmp_path / 'a.csv'}: {many}"]
 
 
 @pytest.mark.parametrize("content", [",a\n1,u\n1,v\n", ",a\n1.5,u\n2,v\n", "a,\n5,1\n6,2\n"])
