@@ -4,6 +4,7 @@ And reading text, whose bytes may be spelled in two ways.
 """
 
 import os
+import re
 import secrets
 from contextlib import contextmanager, suppress
 
@@ -58,7 +59,8 @@ def decoded(path, data, tell):
         if _is_chinese(data[: 1 << 20]):
             with suppress(UnicodeDecodeError):
                 text = data.decode("gb18030").removeprefix("\ufeff")
-                tell(f"{path}: read as GB18030, as it is not UTF-8")
+                remedy = "if that makes no sense, save it as UTF-8"
+                tell(f"{path}: read as GB18030, as it is not UTF-8; {remedy}")
                 return text
         raise no_utf8(path, e) from None
 
@@ -72,13 +74,23 @@ def no_utf8(path, e, lines=0):
 
 
 def _is_chinese(data):
-    """Whether bytes that are not UTF-8 make sense as GB18030.
+    """Whether bytes that are not UTF-8 make sense as GB18030, where nearly all bytes are something.
 
-    Many bytes of Western text, and of UTF-8 with one mistake, are characters of GB18030 too, but
-    rare ones. So most must be among the 7,445 of GB 2312, which Chinese is mostly written with, and
-    most bytes must make no sense as UTF-8.
+    Chinese is mostly written with 3,755 characters whose first byte is B0 to D7, and has its
+    punctuation in A1 and A3. The bytes of other texts are often other characters of GB18030. Korean
+    ones can be of the 3,755, but only of those below C9, which are about half of what Chinese uses.
+
+    In UTF-8 with a mistake nearly all words, here runs of bytes above 7F, make sense as UTF-8. In
+    GB18030 few do; of two words one may, and then the other, of two characters or more, decides.
     """
-    text = [c for c in data.decode("gb18030", "ignore") if not c.isascii()]
-    common = sum(bool(c.encode("gb2312", "ignore")) for c in text)
-    other = sum(not c.isascii() for c in data.decode("utf-8", "ignore"))
-    return common > 0.75 * len(text) > 1.5 * other
+    pairs = [c.encode("gb2312", "ignore") for c in data.decode("gb18030", "ignore") if c > "\x7f"]
+    usual = [pair for pair in pairs if b"\xb0" <= pair < b"\xd8"]
+    punctuation = sum(pair[:1] in (b"\xa1", b"\xa3") for pair in pairs)
+    many = len(usual) + punctuation > 0.75 * len(pairs) and len(pairs) > 1
+    different = {*usual}
+    korean = sum(pair >= b"\xc9" for pair in different) <= len(different) / 8 - 1
+    words = re.findall(rb"[\x80-\xff]+", data)
+    wrong = [word for word in words if word.decode("utf-8", "ignore").encode() != word]
+    right = len(words) - len(wrong)
+    tie = len(wrong) == right and len(max(wrong, key=len)) >= 4
+    return many and not korean and (len(wrong) > right or tie)

@@ -6,6 +6,7 @@ import random
 import struct
 import sys
 import zlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -291,7 +292,8 @@ def test_gb18030_is_read_where_utf_8_fails_and_that_is_told(tmp_path):
     assert told == []
     table, told = read(tmp_path / "a.csv", CHINESE.encode("gb18030"))
     assert table == expected
-    assert told == [f"{tmp_path / 'a.csv'}: read as GB18030, as it is not UTF-8"]
+    remedy = "if that makes no sense, save it as UTF-8"
+    assert told == [f"{tmp_path / 'a.csv'}: read as GB18030, as it is not UTF-8; {remedy}"]
 
 
 def test_texts_and_pairs_are_read_in_gb18030_too(tmp_path):
@@ -303,9 +305,37 @@ def test_texts_and_pairs_are_read_in_gb18030_too(tmp_path):
     assert sum(map(len, task)) == 20 and len(told) == 2
 
 
+# The columns of many tables, whose bytes in GB18030 can look like UTF-8: \xdb\xb8 in 价格. Those
+# that are UTF-8 altogether, such as 学校, cannot be known alone.
+NAMES = """
+价格 性别 时间 地址 电话 学历 产品 客户 公司 备注 姓名 年龄 城市 日期 编号 数量 金额 单价
+工资 收入 国家 省份 地区 邮箱 手机 类别 类型 名称 说明 描述 等级 评分 分数 成绩 民族 籍贯
+身高 体重 温度 品牌 型号 库存 销售额 利润 成本 订单号 会员 标签 结果 是否 目标 序号 代码
+""".split()
+
+
+def test_one_chinese_name_in_a_table_of_ascii_is_enough():
+    for name in NAMES:
+        table = f"id,{name}\na,1\n"
+        assert decoded("x", table.encode("gb18030"), lambda note: None) == table
+
+
+def test_two_chinese_names_are_enough_even_if_one_is_utf_8_as_well():
+    for one in NAMES:
+        for two in (*NAMES, "学校", "职位"):
+            table = f"{one},{two}\na,1\n"
+            assert decoded("x", table.encode("gb18030"), lambda note: None) == table
+
+
 @pytest.mark.parametrize(
     "words, encoding",
     [
+        ("안녕하세요. 오늘은 날씨가 좋습니다.", "euc_kr"),
+        ("今日はとても良い天気ですね。", "euc_jp"),
+        ("привет, как дела сегодня", "koi8_r"),
+        ("café", "latin-1"),
+        ("“Yes” – it’s naïve", "cp1252"),
+        ("¿Él vendrá?", "latin-1"),
         ("Müller,Käse,Größe,schön,für", "cp1252"),
         ("El niño comió mañana,señor", "latin-1"),
         ("très,élève,garçon,où", "latin-1"),
@@ -318,6 +348,16 @@ def test_texts_and_pairs_are_read_in_gb18030_too(tmp_path):
 def test_other_encodings_are_not_taken_for_chinese(words, encoding):
     with pytest.raises(ValueError, match="x: expected UTF-8 text, got byte 0x.. in line 1; conver"):
         decoded("x", words.encode(encoding), pytest.fail)
+
+
+def test_one_byte_flipped_or_cut_in_a_short_utf_8_text_is_not_taken_for_chinese():
+    for words in ("name,café", "Müller,Käse", "id,价格", "价格,性别", "Привет, мир", "“yes”"):
+        whole = words.encode()
+        for i in range(len(whole)):
+            others = [bytes([b]) for b in (*range(128, 256), whole[i] ^ 1, whole[i] ^ 64)]
+            for byte in (b"", *others):
+                with suppress(ValueError):
+                    decoded("x", whole[:i] + byte + whole[i + 1 :], pytest.fail)
 
 
 @pytest.mark.parametrize("words", [CHINESE, "café, élève, où, très, déjà, été " * 5])
