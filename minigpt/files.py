@@ -1,12 +1,13 @@
 """Writing files so that a kill, a full disk or a power cut leaves the old one or the new one.
 
-And reading text, whose bytes may be spelled in two ways.
+And what folders hold, and reading text, whose bytes may be spelled in two ways.
 """
 
 import os
 import re
 import secrets
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 
 def write_whole(path, *parts, keep=True):
@@ -45,6 +46,28 @@ def _flush_names(folder):
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def entries(folder):
+    """What a folder holds, in order, but for hidden names: systems and editors leave those.
+
+    Raises ValueError if it cannot be read: what is in it must not be absent without a word.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as e:
+        need = f"expected a folder that can be read, got {e.strerror}"
+        raise ValueError(f"{folder}: {need}; change its permissions or move it away") from None
+    return [Path(folder, name) for name in names if name[0] != "."]
+
+
+def files_in(folder):
+    """Yield the files of a folder and of its subfolders, in order."""
+    for path in entries(folder):
+        if path.is_dir() and not path.is_symlink():
+            yield from files_in(path)
+        elif path.is_file():
+            yield path
 
 
 def decoded(path, data, tell):

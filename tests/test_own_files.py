@@ -1,7 +1,9 @@
 """Files of one's own, as spreadsheets, cameras, recorders and editors write them."""
 
+import errno
 import gzip
 import io
+import os
 import random
 import struct
 import sys
@@ -386,6 +388,50 @@ def test_hidden_names_are_no_data(tmp_path):
     (tmp_path / "dog" / ".ipynb_checkpoints").mkdir()
     told = []
     assert load(str(tmp_path), None, 0, DATA, told.append).crc() == plain.crc() and told == []
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """A function that makes a folder unreadable, for the superuser, too"""
+    listdir = os.listdir
+
+    def lock(folder):
+        def refuse(path="."):
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return listdir(path)
+
+        monkeypatch.setattr(os, "listdir", refuse)
+        return f"{folder}: expected a folder that can be read, got Permission denied; change its"
+
+    return lock
+
+
+@pytest.mark.parametrize("place", [".", "c", "c/deep"])
+def test_a_folder_of_text_that_cannot_be_read_is_named(tmp_path, locked, place):
+    (tmp_path / "c" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "c/b.txt", "c/deep/d.txt"):
+        (tmp_path / name).write_text("words")
+    error = locked(tmp_path / place)
+    for read in (lambda: text.load([str(tmp_path)], tmp_path), lambda: text.listed([tmp_path])):
+        with pytest.raises(ValueError, match=error):
+            read()
+
+
+def test_a_hidden_folder_need_not_be_read(tmp_path, locked):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "a.txt").write_text("words")
+    locked(tmp_path / ".git")
+    assert text.load([str(tmp_path)], tmp_path) == "words"
+
+
+@pytest.mark.parametrize("place", [".", "cat"])
+def test_a_folder_of_a_class_that_cannot_be_read_is_named(tmp_path, locked, place):
+    class_folders(tmp_path, (4, 3), ("cat", "dog", "cow"))
+    error = locked(tmp_path / place)
+    for find in (lambda: load(str(tmp_path), None, 0, DATA), lambda: catalogue.kind([tmp_path], 0)):
+        with pytest.raises(ValueError, match=error):
+            find()
 
 
 def test_what_is_left_aside_in_a_folder_is_told(tmp_path):
