@@ -191,6 +191,33 @@ def test_a_text_that_is_not_large_is_left_to_others(tmp_path, small):
     assert prepared(str(tmp_path / "absent"), tmp_path, learn) is None and not learn.times
 
 
+CHINESE = "今天天气很好，我们去市场买了很多东西。\n"  # 20 characters
+
+
+def test_a_text_of_other_bytes_that_is_not_large_is_left_to_others(tmp_path, small):
+    (tmp_path / "a.txt").write_bytes((CHINESE * 15).encode("gb18030"))  # 300 characters, 585 bytes
+    for _ in range(2):  # the second time as the cache says
+        assert prepared(str(tmp_path / "a.txt"), tmp_path, Counted()) is None
+    assert text.load([str(tmp_path / "a.txt")], tmp_path) == CHINESE * 15
+
+
+@pytest.mark.parametrize("more", [1, 100])  # characters too many; more bytes than 300 can have
+def test_a_large_text_of_other_bytes_is_told_how_to_become_utf_8(tmp_path, small, more):
+    (tmp_path / "a.txt").write_bytes((CHINESE * 15 + CHINESE * more).encode("gb18030"))
+    need = (
+        "a.txt: expected UTF-8 text, got byte 0xbd in line 1; convert it: .*; a text of more than"
+    )
+    way = "300 characters must be UTF-8 .iconv -f GB18030 -t UTF-8 OLD > NEW, if it is Chinese.$"
+    with pytest.raises(ValueError, match=f"{need} {way}"):
+        prepared(str(tmp_path / "a.txt"), tmp_path, Counted())
+
+
+def test_a_file_that_is_no_text_is_refused_in_its_own_words_at_any_size(tmp_path, small):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 " * 200)
+    with pytest.raises(ValueError, match="a.txt: expected UTF-8 .* line 1; convert it: .* UTF-8$"):
+        prepared(str(tmp_path / "a.txt"), tmp_path, Counted())
+
+
 def test_a_text_is_read_once_until_its_size_or_time_changes(tmp_path, small, monkeypatch):
     name, learn = write(tmp_path / "a.txt", draw(2000)), Counted()
     first = prepared(name, tmp_path, learn)
@@ -304,6 +331,14 @@ def test_a_file_of_a_folder_that_is_no_text_is_named_with_its_line(shelf, tmp_pa
     Path(shelf, "c/e.png").write_bytes(b"\n\x89PNG")
     with pytest.raises(ValueError, match="shelf/c/e.png: expected UTF-8 text, got .* line 2"):
         text.load([shelf], tmp_path)
+
+
+def test_a_picture_among_texts_is_to_be_moved_out(shelf, tmp_path, small):
+    Path(shelf, "c/e.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(400))
+    error = "e.png: expected UTF-8 text, got byte 0x89 in line 1; it is no text: leave it out"
+    for read in (lambda: text.load([shelf], tmp_path), lambda: prepared(shelf, tmp_path, None)):
+        with pytest.raises(ValueError, match=error):
+            read()
 
 
 @pytest.mark.parametrize("content", [None, "", " \n"])

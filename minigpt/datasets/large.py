@@ -7,9 +7,10 @@ The ids lie in a file, in 2 bytes each, or in 4 if there are more than 65,536 to
 map it: the system reads from the disk what they touch, has it in memory once for all of them, and
 takes that memory back when something else needs it.
 
-The text must be UTF-8. The split, the ids and the checksum are those that text.py and the
-tokenizers give. Three things read a part of a larger text, because all of it would take too long:
-validation, the learning of bpe's tokens, and the baselines. A first reader can skip this file.
+The text must be UTF-8; one that is not, but is not large either, is left to text.py. The split, the
+ids and the checksum are those that text.py and the tokenizers give. Three things read a part of a
+larger text, because all of it would take too long: validation, the learning of bpe's tokens, and
+the baselines. A first reader can skip this file.
 """
 
 import codecs
@@ -28,7 +29,7 @@ import numpy as np
 
 from minigpt.datasets import text, tokenizer_from
 from minigpt.datasets.tokenizers import code_points
-from minigpt.files import no_utf8, whole
+from minigpt.files import NotUTF8, whole
 from minigpt.messages import check
 
 LARGE = 20_000_000  # characters; a text of more is large
@@ -87,7 +88,7 @@ def prepare(names, cache, kind, learn):
     the path, size and time that it had. Raises OSError if the ids cannot be written.
     """
     files = text.listed(names)
-    if sum(os.path.getsize(name) for name in files if os.path.isfile(name)) <= LARGE:
+    if size_of(files) <= LARGE:
         return None  # each character has a byte at least
     now, where = state_of(files, cache), [os.path.abspath(name) for name in names]
     path = Path(cache) / f"ids-{hash_of([where, kind])[:16]}.ids"
@@ -122,6 +123,11 @@ def opened(path, found):
     return Large(*numbers, tokenizer_from(found["tokenizer"]), found["learned"], train, rest)
 
 
+def size_of(files):
+    """Of all files, in bytes"""
+    return sum(os.path.getsize(name) for name in files if os.path.isfile(name))
+
+
 def hash_of(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
@@ -146,7 +152,10 @@ def state_of(files, cache):
 
 def encode(files, cache, path, learn):
     """Write the ids of a text to path if it is large -> what the cache says of it, as JSON."""
-    distinct, n, crc = scan(pieces(files, cache))
+    try:
+        distinct, n, crc = scan(pieces(files, cache))
+    except NotUTF8 as error:
+        n = count_otherwise(files, cache, error)
     found = {"characters": n}
     if n <= LARGE:
         return found
@@ -164,6 +173,16 @@ def encode(files, cache, path, learn):
             raise  # the text cannot be read
         room = f"no room for the ids of a text of {n:,} characters ({error.strerror})"
         raise OSError(f"{path}: {room}; free space there") from None
+
+
+def count_otherwise(files, cache, error):
+    """How many characters a text has that is not UTF-8.  Raises ValueError if it is large."""
+    if size_of(files) <= 4 * LARGE:  # a character has four bytes at most
+        n = len(text.load(files, cache))
+        if n <= LARGE:
+            return n
+    must = f"a text of more than {LARGE:,} characters must be UTF-8"
+    raise ValueError(f"{error}; {must} (iconv -f GB18030 -t UTF-8 OLD > NEW, if it is Chinese)")
 
 
 def write(path, head, encoded, dtype):
@@ -258,7 +277,7 @@ def parts_of_file(path):
             try:
                 part = kept + decoder.decode(data, final=not data)
             except UnicodeDecodeError as e:
-                raise no_utf8(path, e, lines) from None
+                raise NotUTF8(path, e, lines) from None
             lines += data.count(b"\n")
             kept = "\r" if data and part.endswith("\r") else ""  # perhaps half a line end
             blank = blank and not part.strip()
