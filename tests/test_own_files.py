@@ -606,6 +606,24 @@ def test_an_image_that_claims_too_many_pixels_takes_no_memory(tmp_path, Image, s
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+@pytest.mark.parametrize("content, got", [(b"", "an empty file"), (b"<!DOCTYPE html>", "b'<!DOCT")])
+def test_what_is_no_image_is_told_by_its_beginning(tmp_path, Image, name, content, got):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as raised:
+        formats.read_array(tmp_path / name)
+    message = str(raised.value)
+    assert message.startswith(f"{tmp_path / name}: expected an image, numbers in .png or .jpg, got")
+    assert f"got {got}" in message and message.endswith("; save the image itself")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npy", "x"])
+def test_a_folder_is_no_array(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="x.*: expected a file, got a folder; name a file in it"):
+        formats.read_array(tmp_path / name)
+
+
 def test_many_images_are_refused_before_they_fill_the_memory(tmp_path, Image, monkeypatch):
     image_folder(tmp_path, Image, n=5)
     monkeypatch.setattr(signals, "LARGEST", 10 * 6 * 8 * 3 - 1)
@@ -661,6 +679,11 @@ def wav(samples, form, bits, extensible=False, rate=8000, channels=1, more=b""):
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
 
 
+def streamed(size):
+    """A .wav of four bytes of sound whose header claims another size"""
+    return wav(b"abcd", 1, 16)[:-8] + struct.pack("<I", size) + b"abcd"
+
+
 WAVE = np.array([0, 0.5, -0.5, 0.25, -1])
 
 
@@ -709,6 +732,10 @@ def test_a_wav_is_read_as_scipy_reads_it(tmp_path):
         (wav(b"abcd", 1, 12), "got format 1 of 12 bits"),
         (wav(b"abcd", 1, 16, channels=0), "got format 1 of 16 bits"),
         (wav(b"", 1, 16), "an array of finite numbers"),
+        (streamed(0), "a sound, .* got a header of 0 bytes, as pipes .*; save it anew .* ffmpeg"),
+        (streamed(2**32 - 1), "a sound, .*, got a header of 4,294,967,295 bytes, as pipes"),
+        (streamed(2**31 - 4096), "a sound, .*, got a header of 2,147,479,552 bytes, as pipes"),
+        (streamed(9), "9 bytes of sound, got 4; copy it again"),
         (wav(struct.pack("<f", np.nan), 3, 32), "an array of finite numbers"),
         (wav(struct.pack("<d", 1e300), 3, 64), "an array of finite numbers"),
         (wav(b"abcd", 1, 16)[:-2], "4 bytes of sound, got 2; copy it again"),
