@@ -109,8 +109,28 @@ def test_the_characters_that_bpe_learns_from_are_spread_over_the_training_part(m
     pieces = [c * 10 for c in "abcdefghijklmnopqrstuvwxyz" * 4]  # 1,040 characters
     found = large.sample(pieces, 900)
     assert 200 <= len(found) <= 260 and found == "".join(pieces[:90:4])
+    monkeypatch.setattr(large, "LEARNED", 225)
+    assert large.sample(pieces, 900) == "".join(pieces[:90:4])[:225]
     monkeypatch.setattr(large, "LEARNED", 900)
     assert large.sample(pieces, 895) == "".join(pieces)[:895]
+
+
+@pytest.mark.parametrize("n", [0, 1, 49, 999, 1000])
+def test_bpe_learns_from_all_of_a_text_that_has_no_more_than_it_learns_from(monkeypatch, n):
+    monkeypatch.setattr(large, "LEARNED", 1000)
+    monkeypatch.setattr(large, "PIECE", 50)
+    assert large.part_of(draw(1000)[:n]) == draw(1000)[:n]
+
+
+@pytest.mark.parametrize("n", [1001, 1040, 2001, 5000])
+def test_bpe_learns_from_a_beginning_of_each_piece_of_a_longer_text(monkeypatch, n):
+    monkeypatch.setattr(large, "LEARNED", 1000)
+    monkeypatch.setattr(large, "PIECE", 50)
+    whole = "".join(chr(0x4E00 + i % 20_000) for i in range(n))
+    found = large.part_of(whole)
+    assert 900 < len(found) <= 1000 and large.part_of(found) == found
+    places = [(ord(c) - 0x4E00) % 50 for c in found]
+    assert max(places) <= 50 * 1000 // n and {found[0], whole[n // 50 * 50 - 50]} <= {*found}
 
 
 # the file of ids
@@ -389,6 +409,23 @@ def test_a_large_text_says_what_reads_a_part_of_it(place, small, monkeypatch, ca
     assert "only the first 100 characters held out are validated" in out
     assert "first 100 characters held out: " in out and "counted on 500)" in out
     assert "characters, spread over the text" in out and "for ids, while nothing else" in out
+
+
+@pytest.mark.parametrize("most", [900, 10**6])
+def test_a_text_that_is_not_large_says_if_bpe_learns_from_a_part(place, monkeypatch, capsys, most):
+    monkeypatch.setattr(large, "LEARNED", most)
+    monkeypatch.setattr(large, "PIECE", 64)
+    read, learn = [], BPETokenizer.train
+    spy = classmethod(lambda cls, text, size: read.append(text) or learn(text, size))
+    monkeypatch.setattr(BPETokenizer, "train", spy)
+    Path("text.txt").write_text(draw(3000).replace("\r", ""))
+    training, _ = text.split(text.load(["text.txt"], place), 16)
+    run_on("text.txt", "out/run", "--tokenizer", "bpe", "--vocab-size", "258")
+    said = f"tokens learned from {len(read[0]):,} characters, spread over the text"
+    if most == 900:
+        assert len(read[0]) <= 900 and said in capsys.readouterr().out
+    else:
+        assert read == [training] and said not in capsys.readouterr().out
 
 
 def test_the_baselines_of_a_large_text_count_the_end_of_its_training_part(

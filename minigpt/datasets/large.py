@@ -34,7 +34,7 @@ from minigpt.messages import check
 
 LARGE = 20_000_000  # characters; a text of more is large
 VALIDATED = LARGE // 10  # characters, the first of those held out, that are validated
-LEARNED = 5_000_000  # characters, spread over the training part, that bpe learns from
+LEARNED = 5_000_000  # characters, spread over the training part, that bpe learns from at most
 HEAD = 32  # bytes before the ids
 PIECE = 1 << 18  # bytes that are read at once, and characters of a piece
 CUT = re.compile(r"(?s).*\S(?=[ \n])")  # up to the last place where words end
@@ -211,13 +211,24 @@ def scan(parts):
 
 
 def sample(parts, training):
-    """About LEARNED of the first `training` characters, in pieces spread evenly over them."""
+    """LEARNED at most of the first `training` characters, in pieces spread evenly over them."""
     every, at, found = -(-training // LEARNED), 0, []
     for i, piece in enumerate(parts):
         if i % every == 0:
             found.append(piece[: max(0, training - at)])
         at += len(piece)
-    return "".join(found)
+    return "".join(found)[:LEARNED]
+
+
+def part_of(training):
+    """What bpe learns from, of a text in memory: LEARNED characters at most, spread evenly over it.
+
+    Its memory and time go with the bytes of different words: for 10 million characters of Chinese,
+    whose words are sentences, they would be 3 GB and 260 s.
+    """
+    size = PIECE * LEARNED // max(LEARNED, len(training))  # of each PIECE
+    parts = (training[i : i + size] for i in range(0, len(training), PIECE))
+    return "".join(parts)[:LEARNED]
 
 
 def encoded(parts, training, tokenizer, crc):
