@@ -86,19 +86,21 @@ def decoded(path, data, tell):
                 remedy = "if that makes no sense, save it as UTF-8"
                 tell(f"{path}: read as GB18030, as it is not UTF-8; {remedy}")
                 return text
-        raise NotUTF8(path, e) from None
+        raise no_utf8(path, e) from None
 
 
 class NotUTF8(ValueError):
-    """A file is no UTF-8.  e: the error of decoding the bytes that follow `lines` lines"""
+    """A file is no UTF-8."""
 
-    def __init__(self, path, e, lines=0):
-        line = lines + e.object.count(b"\n", 0, e.start) + 1
-        got = f"byte 0x{e.object[e.start]:02x} in line {line}"
-        remedy = "convert it: most editors can save text as UTF-8"
-        if b"\0" in e.object and e.object[:2] not in (BOM_UTF16_LE, BOM_UTF16_BE):
-            remedy = "it is no text: leave it out, or move it out of its folder"
-        super().__init__(f"{path}: expected UTF-8 text, got {got}; {remedy}")
+
+def no_utf8(path, e, lines=0):
+    """The error of a file that is no UTF-8.  e: of decoding the bytes that follow `lines` lines"""
+    line = lines + e.object.count(b"\n", 0, e.start) + 1
+    got = f"byte 0x{e.object[e.start]:02x} in line {line}"
+    remedy = "convert it: most editors can save text as UTF-8"
+    if b"\0" in e.object and e.object[:2] not in (BOM_UTF16_LE, BOM_UTF16_BE):
+        remedy = "it is no text: leave it out, or move it out of its folder"
+    return NotUTF8(f"{path}: expected UTF-8 text, got {got}; {remedy}")
 
 
 def _is_chinese(data):

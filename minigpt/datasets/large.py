@@ -29,7 +29,7 @@ import numpy as np
 
 from minigpt.datasets import text, tokenizer_from
 from minigpt.datasets.tokenizers import code_points
-from minigpt.files import NotUTF8, whole
+from minigpt.files import NotUTF8, no_utf8, whole
 from minigpt.messages import check
 
 LARGE = 20_000_000  # characters; a text of more is large
@@ -223,8 +223,8 @@ def sample(parts, training):
 def part_of(training):
     """What bpe learns from, of a text in memory: LEARNED characters at most, spread evenly over it.
 
-    Its memory and time go with the bytes of different words: for 10 million characters of Chinese,
-    whose words are sentences, they would be 3 GB and 260 s.
+    Its memory and time go with the bytes of different words: all of 10 million characters of
+    Chinese, whose words are whole sentences, would take 4 GB and minutes.
     """
     size = PIECE * LEARNED // max(LEARNED, len(training))  # of each PIECE
     parts = (training[i : i + size] for i in range(0, len(training), PIECE))
@@ -288,7 +288,7 @@ def parts_of_file(path):
             try:
                 part = kept + decoder.decode(data, final=not data)
             except UnicodeDecodeError as e:
-                raise NotUTF8(path, e, lines) from None
+                raise no_utf8(path, e, lines) from None
             lines += data.count(b"\n")
             kept = "\r" if data and part.endswith("\r") else ""  # perhaps half a line end
             blank = blank and not part.strip()

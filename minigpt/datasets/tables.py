@@ -141,13 +141,15 @@ def refuse_thousands(path, header, columns, lines):
         whole = next(filter(WHOLE.fullmatch, cells), "")[:20]
         mixed = whole and all(map(EITHER.fullmatch, marked))
         for line, cell in zip(lines, cells, strict=True):
-            where, digits = f"{path}: line {line}, column {name}", re.sub("[.,]", "", cell)
             if commas and "." in cell and POINTS.fullmatch(cell):
-                remedy = f"write {digits}, or {cell.replace('.', ',')}"
-                check(False, where, "a decimal comma or none", cell, remedy)
-            need = f"a number that can be read in one way beside {whole}"
-            remedy = f"write {digits}, or add a 0 if it is a fraction"
-            check(not mixed or cell not in marked, where, need, cell, remedy)
+                need, other = "a decimal comma or none", cell.replace(".", ",")
+            elif mixed and cell in marked:
+                need = f"a number that can be read in one way beside {whole}"
+                other = "add a 0 if it is a fraction"
+            else:
+                continue
+            remedy = f"write {re.sub('[.,]', '', cell)}, or {other}"
+            check(False, f"{path}: line {line}, column {name}", need, cell, remedy)
 
 
 def number(cell):
