@@ -1,14 +1,17 @@
 """Writing files so that a kill, a full disk or a power cut leaves the old one or the new one.
 
-And reading text, whose bytes may be spelled in two ways.
+And what folders hold, and reading text, whose bytes may be spelled in two ways.
 """
 
 import os
+import re
 import secrets
 import stat
 import sys
 import time
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 WINDOWS = os.name == "nt"
 PATIENCE = 5  # s that a file may be in use before Windows' refusal counts
@@ -85,14 +88,33 @@ def in_order(paths):
     return sorted(paths, key=lambda path: path.parts)
 
 
-def hidden(path, folder):
-    """Whether a path below a folder is hidden, as what systems and editors keep there is.
-
-    Its name, or that of a folder between them, begins with a dot; or Windows has marked it.
-    """
-    dotted = any(name.startswith(".") for name in path.relative_to(folder).parts)
+def hidden(path):
+    """Whether a name begins with a dot, or Windows has marked it as hidden."""
     marks = getattr(path.lstat(), "st_file_attributes", 0)  # which Windows alone has
-    return dotted or bool(marks & stat.FILE_ATTRIBUTE_HIDDEN)
+    return path.name.startswith(".") or bool(marks & stat.FILE_ATTRIBUTE_HIDDEN)
+
+
+def entries(folder):
+    """What a folder holds, in order, but for hidden names: systems and editors leave those.
+
+    Raises ValueError if it cannot be read: what is in it must not be absent without a word.
+    """
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as e:
+        need = f"expected a folder that can be read, got {e.strerror}"
+        raise ValueError(f"{folder}: {need}; change its permissions or move it away") from None
+    paths = [Path(folder, name) for name in names]
+    return [path for path in paths if not hidden(path)]
+
+
+def files_in(folder):
+    """Yield the files of a folder and of its subfolders, in order."""
+    for path in entries(folder):
+        if path.is_dir() and not path.is_symlink():
+            yield from files_in(path)
+        elif path.is_file():
+            yield path
 
 
 def decoded(path, data, tell):
@@ -107,9 +129,14 @@ def decoded(path, data, tell):
         if _is_chinese(data[: 1 << 20]):
             with suppress(UnicodeDecodeError):
                 text = data.decode("gb18030").removeprefix("\ufeff")
-                tell(f"{path}: read as GB18030, as it is not UTF-8")
+                remedy = "if that makes no sense, save it as UTF-8"
+                tell(f"{path}: read as GB18030, as it is not UTF-8; {remedy}")
                 return text
         raise no_utf8(path, e) from None
+
+
+class NotUTF8(ValueError):
+    """A file is no UTF-8."""
 
 
 def no_utf8(path, e, lines=0):
@@ -117,17 +144,29 @@ def no_utf8(path, e, lines=0):
     line = lines + e.object.count(b"\n", 0, e.start) + 1
     got = f"byte 0x{e.object[e.start]:02x} in line {line}"
     remedy = "convert it: most editors can save text as UTF-8"
-    return ValueError(f"{path}: expected UTF-8 text, got {got}; {remedy}")
+    if b"\0" in e.object and e.object[:2] not in (BOM_UTF16_LE, BOM_UTF16_BE):
+        remedy = "it is no text: leave it out, or move it out of its folder"
+    return NotUTF8(f"{path}: expected UTF-8 text, got {got}; {remedy}")
 
 
 def _is_chinese(data):
-    """Whether bytes that are not UTF-8 make sense as GB18030.
+    """Whether bytes that are not UTF-8 make sense as GB18030, where nearly all bytes are something.
 
-    Many bytes of Western text, and of UTF-8 with one mistake, are characters of GB18030 too, but
-    rare ones. So most must be among the 7,445 of GB 2312, which Chinese is mostly written with, and
-    most bytes must make no sense as UTF-8.
+    Chinese is mostly written with 3,755 characters whose first byte is B0 to D7, and has its
+    punctuation in A1 and A3. The bytes of other texts are often other characters of GB18030. Korean
+    ones can be of the 3,755, but only of those below C9, which are about half of what Chinese uses.
+
+    In UTF-8 with a mistake nearly all words, here runs of bytes above 7F, make sense as UTF-8. In
+    GB18030 few do; of two words one may, and then the other, of two characters or more, decides.
     """
-    text = [c for c in data.decode("gb18030", "ignore") if not c.isascii()]
-    common = sum(bool(c.encode("gb2312", "ignore")) for c in text)
-    other = sum(not c.isascii() for c in data.decode("utf-8", "ignore"))
-    return common > 0.75 * len(text) > 1.5 * other
+    pairs = [c.encode("gb2312", "ignore") for c in data.decode("gb18030", "ignore") if c > "\x7f"]
+    usual = [pair for pair in pairs if b"\xb0" <= pair < b"\xd8"]
+    punctuation = sum(pair[:1] in (b"\xa1", b"\xa3") for pair in pairs)
+    many = len(usual) + punctuation > 0.75 * len(pairs) and len(pairs) > 1
+    different = {*usual}
+    korean = sum(pair >= b"\xc9" for pair in different) <= len(different) / 8 - 1
+    words = re.findall(rb"[\x80-\xff]+", data)
+    wrong = [word for word in words if word.decode("utf-8", "ignore").encode() != word]
+    right = len(words) - len(wrong)
+    tie = len(wrong) == right and len(max(wrong, key=len)) >= 4
+    return many and not korean and (len(wrong) > right or tie)

@@ -109,8 +109,28 @@ def test_the_characters_that_bpe_learns_from_are_spread_over_the_training_part(m
     pieces = [c * 10 for c in "abcdefghijklmnopqrstuvwxyz" * 4]  # 1,040 characters
     found = large.sample(pieces, 900)
     assert 200 <= len(found) <= 260 and found == "".join(pieces[:90:4])
+    monkeypatch.setattr(large, "LEARNED", 225)
+    assert large.sample(pieces, 900) == "".join(pieces[:90:4])[:225]
     monkeypatch.setattr(large, "LEARNED", 900)
     assert large.sample(pieces, 895) == "".join(pieces)[:895]
+
+
+@pytest.mark.parametrize("n", [0, 1, 49, 999, 1000])
+def test_bpe_learns_from_all_of_a_text_that_has_no_more_than_it_learns_from(monkeypatch, n):
+    monkeypatch.setattr(large, "LEARNED", 1000)
+    monkeypatch.setattr(large, "PIECE", 50)
+    assert large.part_of(draw(1000)[:n]) == draw(1000)[:n]
+
+
+@pytest.mark.parametrize("n", [1001, 1040, 2001, 5000])
+def test_bpe_learns_from_a_beginning_of_each_piece_of_a_longer_text(monkeypatch, n):
+    monkeypatch.setattr(large, "LEARNED", 1000)
+    monkeypatch.setattr(large, "PIECE", 50)
+    whole = "".join(chr(0x4E00 + i % 20_000) for i in range(n))
+    found = large.part_of(whole)
+    assert 900 < len(found) <= 1000 and large.part_of(found) == found
+    places = [(ord(c) - 0x4E00) % 50 for c in found]
+    assert max(places) <= 50 * 1000 // n and {found[0], whole[n // 50 * 50 - 50]} <= {*found}
 
 
 # the file of ids
@@ -189,6 +209,33 @@ def test_a_text_that_is_not_large_is_left_to_others(tmp_path, small):
     assert prepared(many_bytes, tmp_path, learn) is None
     assert prepared(many_bytes, tmp_path, learn) is None  # as the cache says
     assert prepared(str(tmp_path / "absent"), tmp_path, learn) is None and not learn.times
+
+
+CHINESE = "今天天气很好，我们去市场买了很多东西。\n"  # 20 characters
+
+
+def test_a_text_of_other_bytes_that_is_not_large_is_left_to_others(tmp_path, small):
+    (tmp_path / "a.txt").write_bytes((CHINESE * 15).encode("gb18030"))  # 300 characters, 585 bytes
+    for _ in range(2):  # the second time as the cache says
+        assert prepared(str(tmp_path / "a.txt"), tmp_path, Counted()) is None
+    assert text.load([str(tmp_path / "a.txt")], tmp_path) == CHINESE * 15
+
+
+@pytest.mark.parametrize("more", [1, 100])  # characters too many; more bytes than 300 can have
+def test_a_large_text_of_other_bytes_is_told_how_to_become_utf_8(tmp_path, small, more):
+    (tmp_path / "a.txt").write_bytes((CHINESE * 15 + CHINESE * more).encode("gb18030"))
+    need = (
+        "a.txt: expected UTF-8 text, got byte 0xbd in line 1; convert it: .*; a text of more than"
+    )
+    way = "300 characters must be UTF-8 .iconv -f GB18030 -t UTF-8 OLD > NEW, if it is Chinese.$"
+    with pytest.raises(ValueError, match=f"{need} {way}"):
+        prepared(str(tmp_path / "a.txt"), tmp_path, Counted())
+
+
+def test_a_file_that_is_no_text_is_refused_in_its_own_words_at_any_size(tmp_path, small):
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9 " * 200)
+    with pytest.raises(ValueError, match="a.txt: expected UTF-8 .* line 1; convert it: .* UTF-8$"):
+        prepared(str(tmp_path / "a.txt"), tmp_path, Counted())
 
 
 def test_a_text_is_read_once_until_its_size_or_time_changes(tmp_path, small, monkeypatch):
@@ -306,6 +353,14 @@ def test_a_file_of_a_folder_that_is_no_text_is_named_with_its_line(shelf, tmp_pa
         text.load([shelf], tmp_path)
 
 
+def test_a_picture_among_texts_is_to_be_moved_out(shelf, tmp_path, small):
+    Path(shelf, "c/e.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(400))
+    error = "e.png: expected UTF-8 text, got byte 0x89 in line 1; it is no text: leave it out"
+    for read in (lambda: text.load([shelf], tmp_path), lambda: prepared(shelf, tmp_path, None)):
+        with pytest.raises(ValueError, match=error):
+            read()
+
+
 @pytest.mark.parametrize("content", [None, "", " \n"])
 def test_a_folder_without_text_is_refused(tmp_path, content):
     (tmp_path / "shelf").mkdir()
@@ -354,6 +409,23 @@ def test_a_large_text_says_what_reads_a_part_of_it(place, small, monkeypatch, ca
     assert "only the first 100 characters held out are validated" in out
     assert "first 100 characters held out: " in out and "counted on 500)" in out
     assert "characters, spread over the text" in out and "for ids, while nothing else" in out
+
+
+@pytest.mark.parametrize("most", [900, 10**6])
+def test_a_text_that_is_not_large_says_if_bpe_learns_from_a_part(place, monkeypatch, capsys, most):
+    monkeypatch.setattr(large, "LEARNED", most)
+    monkeypatch.setattr(large, "PIECE", 64)
+    read, learn = [], BPETokenizer.train
+    spy = classmethod(lambda cls, text, size: read.append(text) or learn(text, size))
+    monkeypatch.setattr(BPETokenizer, "train", spy)
+    Path("text.txt").write_text(draw(3000).replace("\r", ""))
+    training, _ = text.split(text.load(["text.txt"], place), 16)
+    run_on("text.txt", "out/run", "--tokenizer", "bpe", "--vocab-size", "258")
+    said = f"tokens learned from {len(read[0]):,} characters, spread over the text"
+    if most == 900:
+        assert len(read[0]) <= 900 and said in capsys.readouterr().out
+    else:
+        assert read == [training] and said not in capsys.readouterr().out
 
 
 def test_the_baselines_of_a_large_text_count_the_end_of_its_training_part(

@@ -1,5 +1,6 @@
 """Files of one's own, as spreadsheets, cameras, recorders and editors write them."""
 
+import errno
 import gzip
 import io
 import os
@@ -8,6 +9,7 @@ import shutil
 import struct
 import sys
 import zlib
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -162,6 +164,72 @@ def test_thousands_with_points_are_not_mixed_with_decimal_commas(tmp_path):
         read(tmp_path / "a.csv", "a;class\n1,5;x\n2;y\n1.234;x\n")
 
 
+@pytest.mark.parametrize("mark", [".", ","])
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+def test_what_may_be_a_thousand_or_a_fraction_is_refused_beside_whole_numbers(
+    tmp_path, mark, delimiter
+):
+    rows = ["pay;y", "950;a", f"1{mark}485;b", f"-52{mark}000;a"]
+    need = "a.csv: line 3, column pay: expected a number that can be read in one way beside 950, g"
+    with pytest.raises(ValueError, match=need) as raised:
+        read(tmp_path / "a.csv", "\n".join(rows).replace(";", delimiter))
+    end = f"got 1{mark}485; write 1485, or add a 0 if it is a fraction"
+    assert str(raised.value).endswith(end)
+
+
+@pytest.mark.parametrize("cells, expected", [
+    (["950", "1485", "1.4850"], [950, 1485, 1.485]),  # what the message advises
+    (["950", "1.485", "2.5"], [950, 1.485, 2.5]),  # 2.5 is no thousand, so the point is decimal
+    (["950", "1,485", "2,5"], [950, 1.485, 2.5]),
+    (["0,485", "950"], [0.485, 950]),
+    (["1.485", "52.000"], [1.485, 52]),  # in one unit or another, all of them alike
+    (["1,485", "52,000"], [1.485, 52]),
+])  # fmt: skip
+def test_a_mark_that_is_clear_from_its_column_is_a_decimal_point_beside_semicolons(
+    tmp_path, cells, expected
+):
+    table, _ = read(tmp_path / "a.csv", "\n".join(["pay;y", *(f"{cell};a" for cell in cells)]))
+    assert list(map(tables.number, table.columns["pay"])) == expected
+
+
+def test_a_point_beside_commas_is_a_decimal_point(tmp_path):
+    table, told = read(tmp_path / "a.csv", "pay,y\n950,a\n1.485,b\n52.000,a\n")
+    assert list(map(tables.number, table.columns["pay"])) == [950, 1.485, 52] and not told
+
+
+@pytest.mark.parametrize("cell", ["0,563", "-0,563", "+0,125", "00,125", "0,000,001"])
+def test_a_group_of_zeros_is_no_thousand(tmp_path, cell):
+    rows = [f'"{cell if i == 3 else i}",{"xy"[i % 2]}' for i in range(20)]
+    with pytest.raises(ValueError, match="line 5, column a: expected a number, got ") as raised:
+        encoded(tmp_path / "a.csv", rows)
+    assert f"got {cell}; write plain digits" in str(raised.value)
+
+
+def test_the_minus_of_print_is_a_minus(tmp_path):
+    cells = ["7", "\u22127", "\u22121,234.5", "\u22125%", "\u22120.5"]
+    plain = tables.without_commas(cells, ",")
+    assert list(map(tables.number, plain)) == [7, -7, -1234.5, -0.05, -0.5]
+    cells = [f"\u2212{i}" if i % 2 else str(i) for i in range(300)]
+    told = []
+    encoder = TableEncoder.fit({"a": cells}, range(300), tell=told.append)
+    mean = np.mean([-i if i % 2 else i for i in range(300)])
+    assert encoder.columns[0]["mean"] == pytest.approx(mean) and not told
+
+
+@pytest.mark.parametrize("cell", ["(7)", "(1,200)", "($7.50)", "–7"])
+def test_a_negative_number_as_accounts_and_dashes_spell_it_is_refused_by_name(tmp_path, cell):
+    rows = [f'"{cell if i % 4 == 0 else i}",{"xy"[i % 2]}' for i in range(40)]
+    with pytest.raises(ValueError) as raised:
+        encoded(tmp_path / "a.csv", rows)
+    assert f"line 2, column a: expected a number, got {cell}; write plain" in str(raised.value)
+
+
+def test_pairs_in_brackets_are_categories(tmp_path):
+    rows = [f'"({i % 3},{i % 2})",{"xy"[i % 2]}' for i in range(40)]
+    examples, _ = encoded(tmp_path / "a.csv", rows)
+    assert len(examples.encoder.columns[0]["values"]) == 6
+
+
 def test_a_new_table_is_read_as_that_of_training(tmp_path):
     rows = [f"{'-' if i == 3 else f'{i},5'};{'+-'[i % 2]};{'xy'[i % 2]}" for i in range(20)]
     examples, _ = encoded(tmp_path / "a.csv", rows, "a;sign;class")
@@ -198,6 +266,17 @@ def test_an_unnamed_index_column_is_left_out_and_that_is_told(tmp_path, name):
     ]
 
 
+@pytest.mark.parametrize("first, second", [
+    ("Unnamed: 0", "Unnamed: 0.1"), ("Unnamed: 0.1", "Unnamed: 0"), ("", "Unnamed: 0"),
+    ("", ""), ("Unnamed: 0.1.1", "Unnamed: 0.1"),
+])  # fmt: skip
+def test_both_index_columns_of_a_table_saved_twice_are_left_out(tmp_path, first, second):
+    table, told = read(tmp_path / "a.csv", f"{first},{second},a\n2,0,u\n0,1,v\n1,2,u\n")
+    assert table.columns == {"a": ["u", "v", "u"]}
+    many = "its first 2 columns have no name and count the rows: left out"
+    assert told == [f"{tmp_path / 'a.csv'}: {many}"]
+
+
 @pytest.mark.parametrize("content", [",a\n1,u\n1,v\n", ",a\n1.5,u\n2,v\n", "a,\n5,1\n6,2\n"])
 def test_another_unnamed_column_is_refused(tmp_path, content):
     with pytest.raises(ValueError, match="line 1: expected a name for each column, got one withou"):
@@ -217,7 +296,8 @@ def test_gb18030_is_read_where_utf_8_fails_and_that_is_told(tmp_path):
     assert told == []
     table, told = read(tmp_path / "a.csv", CHINESE.encode("gb18030"))
     assert table == expected
-    assert told == [f"{tmp_path / 'a.csv'}: read as GB18030, as it is not UTF-8"]
+    remedy = "if that makes no sense, save it as UTF-8"
+    assert told == [f"{tmp_path / 'a.csv'}: read as GB18030, as it is not UTF-8; {remedy}"]
 
 
 def test_texts_and_pairs_are_read_in_gb18030_too(tmp_path):
@@ -229,9 +309,37 @@ def test_texts_and_pairs_are_read_in_gb18030_too(tmp_path):
     assert sum(map(len, task)) == 20 and len(told) == 2
 
 
+# The columns of many tables, whose bytes in GB18030 can look like UTF-8: \xdb\xb8 in 价格. Those
+# that are UTF-8 altogether, such as 学校, cannot be known alone.
+NAMES = """
+价格 性别 时间 地址 电话 学历 产品 客户 公司 备注 姓名 年龄 城市 日期 编号 数量 金额 单价
+工资 收入 国家 省份 地区 邮箱 手机 类别 类型 名称 说明 描述 等级 评分 分数 成绩 民族 籍贯
+身高 体重 温度 品牌 型号 库存 销售额 利润 成本 订单号 会员 标签 结果 是否 目标 序号 代码
+""".split()
+
+
+def test_one_chinese_name_in_a_table_of_ascii_is_enough():
+    for name in NAMES:
+        table = f"id,{name}\na,1\n"
+        assert decoded("x", table.encode("gb18030"), lambda note: None) == table
+
+
+def test_two_chinese_names_are_enough_even_if_one_is_utf_8_as_well():
+    for one in NAMES:
+        for two in (*NAMES, "学校", "职位"):
+            table = f"{one},{two}\na,1\n"
+            assert decoded("x", table.encode("gb18030"), lambda note: None) == table
+
+
 @pytest.mark.parametrize(
     "words, encoding",
     [
+        ("안녕하세요. 오늘은 날씨가 좋습니다.", "euc_kr"),
+        ("今日はとても良い天気ですね。", "euc_jp"),
+        ("привет, как дела сегодня", "koi8_r"),
+        ("café", "latin-1"),
+        ("“Yes” – it’s naïve", "cp1252"),
+        ("¿Él vendrá?", "latin-1"),
         ("Müller,Käse,Größe,schön,für", "cp1252"),
         ("El niño comió mañana,señor", "latin-1"),
         ("très,élève,garçon,où", "latin-1"),
@@ -244,6 +352,16 @@ def test_texts_and_pairs_are_read_in_gb18030_too(tmp_path):
 def test_other_encodings_are_not_taken_for_chinese(words, encoding):
     with pytest.raises(ValueError, match="x: expected UTF-8 text, got byte 0x.. in line 1; conver"):
         decoded("x", words.encode(encoding), pytest.fail)
+
+
+def test_one_byte_flipped_or_cut_in_a_short_utf_8_text_is_not_taken_for_chinese():
+    for words in ("name,café", "Müller,Käse", "id,价格", "价格,性别", "Привет, мир", "“yes”"):
+        whole = words.encode()
+        for i in range(len(whole)):
+            others = [bytes([b]) for b in (*range(128, 256), whole[i] ^ 1, whole[i] ^ 64)]
+            for byte in (b"", *others):
+                with suppress(ValueError):
+                    decoded("x", whole[:i] + byte + whole[i + 1 :], pytest.fail)
 
 
 @pytest.mark.parametrize("words", [CHINESE, "café, élève, où, très, déjà, été " * 5])
@@ -272,6 +390,50 @@ def test_hidden_names_are_no_data(tmp_path):
     (tmp_path / "dog" / ".ipynb_checkpoints").mkdir()
     told = []
     assert load(str(tmp_path), None, 0, DATA, told.append).crc() == plain.crc() and told == []
+
+
+@pytest.fixture
+def locked(monkeypatch):
+    """A function that makes a folder unreadable, for the superuser, too"""
+    listdir = os.listdir
+
+    def lock(folder):
+        def refuse(path="."):
+            if Path(path) == folder:
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return listdir(path)
+
+        monkeypatch.setattr(os, "listdir", refuse)
+        return f"{folder}: expected a folder that can be read, got Permission denied; change its"
+
+    return lock
+
+
+@pytest.mark.parametrize("place", [".", "c", "c/deep"])
+def test_a_folder_of_text_that_cannot_be_read_is_named(tmp_path, locked, place):
+    (tmp_path / "c" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "c/b.txt", "c/deep/d.txt"):
+        (tmp_path / name).write_text("words")
+    error = locked(tmp_path / place)
+    for read in (lambda: text.load([str(tmp_path)], tmp_path), lambda: text.listed([tmp_path])):
+        with pytest.raises(ValueError, match=error):
+            read()
+
+
+def test_a_hidden_folder_need_not_be_read(tmp_path, locked):
+    (tmp_path / ".git").mkdir()
+    (tmp_path / "a.txt").write_text("words")
+    locked(tmp_path / ".git")
+    assert text.load([str(tmp_path)], tmp_path) == "words"
+
+
+@pytest.mark.parametrize("place", [".", "cat"])
+def test_a_folder_of_a_class_that_cannot_be_read_is_named(tmp_path, locked, place):
+    class_folders(tmp_path, (4, 3), ("cat", "dog", "cow"))
+    error = locked(tmp_path / place)
+    for find in (lambda: load(str(tmp_path), None, 0, DATA), lambda: catalogue.kind([tmp_path], 0)):
+        with pytest.raises(ValueError, match=error):
+            find()
 
 
 def test_what_is_left_aside_in_a_folder_is_told(tmp_path):
@@ -446,6 +608,24 @@ def test_an_image_that_claims_too_many_pixels_takes_no_memory(tmp_path, Image, s
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+@pytest.mark.parametrize("content, got", [(b"", "an empty file"), (b"<!DOCTYPE html>", "b'<!DOCT")])
+def test_what_is_no_image_is_told_by_its_beginning(tmp_path, Image, name, content, got):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as raised:
+        formats.read_array(tmp_path / name)
+    message = str(raised.value)
+    assert message.startswith(f"{tmp_path / name}: expected an image, numbers in .png or .jpg, got")
+    assert f"got {got}" in message and message.endswith("; save the image itself")
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.npy", "x"])
+def test_a_folder_is_no_array(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="x.*: expected a file, got a folder; name a file in it"):
+        formats.read_array(tmp_path / name)
+
+
 def test_many_images_are_refused_before_they_fill_the_memory(tmp_path, Image, monkeypatch):
     image_folder(tmp_path, Image, n=5)
     monkeypatch.setattr(signals, "LARGEST", 10 * 6 * 8 * 3 - 1)
@@ -501,6 +681,11 @@ def wav(samples, form, bits, extensible=False, rate=8000, channels=1, more=b""):
     return b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
 
 
+def streamed(size):
+    """A .wav of four bytes of sound whose header claims another size"""
+    return wav(b"abcd", 1, 16)[:-8] + struct.pack("<I", size) + b"abcd"
+
+
 WAVE = np.array([0, 0.5, -0.5, 0.25, -1])
 
 
@@ -549,6 +734,10 @@ def test_a_wav_is_read_as_scipy_reads_it(tmp_path):
         (wav(b"abcd", 1, 12), "got format 1 of 12 bits"),
         (wav(b"abcd", 1, 16, channels=0), "got format 1 of 16 bits"),
         (wav(b"", 1, 16), "an array of finite numbers"),
+        (streamed(0), "a sound, .* got a header of 0 bytes, as pipes .*; save it anew .* ffmpeg"),
+        (streamed(2**32 - 1), "a sound, .*, got a header of 4,294,967,295 bytes, as pipes"),
+        (streamed(2**31 - 4096), "a sound, .*, got a header of 2,147,479,552 bytes, as pipes"),
+        (streamed(9), "9 bytes of sound, got 4; copy it again"),
         (wav(struct.pack("<f", np.nan), 3, 32), "an array of finite numbers"),
         (wav(struct.pack("<d", 1e300), 3, 64), "an array of finite numbers"),
         (wav(b"abcd", 1, 16)[:-2], "4 bytes of sound, got 2; copy it again"),

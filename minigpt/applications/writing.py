@@ -44,8 +44,10 @@ class TextApplication(Application):
                 say("", f"{distinct:,} characters, each learned by itself: try --tokenizer bpe")
             self.tokenizer = CharTokenizer.train(whole)
         else:
-            kind = tokenizer_class(config.tokenizer)
-            self.tokenizer = kind.train(training, config.vocab_size)
+            kind, part = tokenizer_class(config.tokenizer), large.part_of(training)
+            if len(part) < len(training):
+                say("", f"tokens learned from {len(part):,} characters, spread over the text")
+            self.tokenizer = kind.train(part, config.vocab_size)
 
     def build(self, rng):
         shape = model_shape(self.config, self.tokenizer.vocab_size)

@@ -44,6 +44,7 @@ def read_idx(path, axes):
 
 def read_array(path):
     """A file whose ending is in READERS -> its numbers, and its samples per second or None."""
+    check(not Path(path).is_dir(), path, "a file", "a folder", "name a file in it")
     suffix = Path(path).suffix.lower()
     reader = READERS.get(suffix, read_npy)  # its error says what is wrong with another file
     try:
@@ -57,7 +58,8 @@ def read_array(path):
         got = repr(e).splitlines()[0][:100]
         raise ValueError(f"{path}: expected {form}, got {got}; convert it") from None
     right = x.ndim and x.size and np.isfinite(x).all()
-    check(right, path, "an array of finite numbers", "NaN, infinity or no array", "correct it")
+    got = "NaN or infinity" if x.ndim and x.size else f"an array of shape {x.shape}"
+    check(right, path, "an array of finite numbers", got, "correct it")
     return x, rate
 
 
@@ -82,6 +84,7 @@ SAMPLES = {
     (3, 32): ("<f4", 0, 1),
     (3, 64): ("<f8", 0, 1),
 }
+STREAMED = 0x7FFF0000  # bytes; who writes into a pipe does not know the length, and claims so much
 EXTENSIBLE = 0xFFFE  # the format that says: the format stands further behind
 
 
@@ -91,6 +94,10 @@ def read_wav(path):
     whole = {b"fmt ", b"data"} <= chunks.keys()
     check(whole, path, "a .wav file with fmt and data", b" ".join(chunks)[:40], "copy it again")
     head, (size, data) = chunks[b"fmt "][1], chunks[b"data"]
+    true = 0 < size < STREAMED or len(data) == size > 0
+    got = f"a header of {size:,} bytes, as pipes and recordings that broke off have it"
+    remedy = "save it anew with an audio editor, or: ffmpeg -i OLD.wav NEW.wav"
+    check(true, path, "a sound, an array of finite numbers", got, remedy)
     check(len(data) == size, path, f"{size} bytes of sound", len(data), "copy it again")
     form, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head)
     if form == EXTENSIBLE:
@@ -128,13 +135,18 @@ def read_image(path):
     A photo is turned as its camera says, and white shines through where an image is transparent.
     """
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         remedy = 'pip install -e ".[images]"'
         check(False, path, "Pillow, which reads images", "none installed", remedy)
     with open(path, "rb") as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about what is checked here or does not matter
-        image = Image.open(file, formats=("PNG", "JPEG"))  # reads the size, no pixel yet
+        try:
+            image = Image.open(file, formats=("PNG", "JPEG"))  # reads the size, no pixel yet
+        except UnidentifiedImageError:
+            file.seek(0)
+            got = file.read(12) or "an empty file"
+            check(False, path, "an image, numbers in .png or .jpg", got, "save the image itself")
         size = f"{image.height:,} x {image.width:,}"
         small = image.height * image.width <= PIXELS
         check(small, path, f"{PIXELS:,} pixels at most", size, "make it smaller")

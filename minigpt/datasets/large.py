@@ -7,9 +7,10 @@ The ids lie in a file, in 2 bytes each, or in 4 if there are more than 65,536 to
 map it: the system reads from the disk what they touch, has it in memory once for all of them, and
 takes that memory back when something else needs it.
 
-The text must be UTF-8. The split, the ids and the checksum are those that text.py and the
-tokenizers give. Three things read a part of a larger text, because all of it would take too long:
-validation, the learning of bpe's tokens, and the baselines. A first reader can skip this file.
+The text must be UTF-8; one that is not, but is not large either, is left to text.py. The split, the
+ids and the checksum are those that text.py and the tokenizers give. Three things read a part of a
+larger text, because all of it would take too long: validation, the learning of bpe's tokens, and
+the baselines. A first reader can skip this file.
 """
 
 import codecs
@@ -28,12 +29,12 @@ import numpy as np
 
 from minigpt.datasets import text, tokenizer_from
 from minigpt.datasets.tokenizers import code_points
-from minigpt.files import no_utf8, whole
+from minigpt.files import NotUTF8, no_utf8, whole
 from minigpt.messages import check
 
 LARGE = 20_000_000  # characters; a text of more is large
 VALIDATED = LARGE // 10  # characters, the first of those held out, that are validated
-LEARNED = 5_000_000  # characters, spread over the training part, that bpe learns from
+LEARNED = 5_000_000  # characters, spread over the training part, that bpe learns from at most
 HEAD = 32  # bytes before the ids
 PIECE = 1 << 18  # bytes that are read at once, and characters of a piece
 CUT = re.compile(r"(?s).*\S(?=[ \n])")  # up to the last place where words end
@@ -87,7 +88,7 @@ def prepare(names, cache, kind, learn):
     the path, size and time that it had. Raises OSError if the ids cannot be written.
     """
     files = text.listed(names)
-    if sum(os.path.getsize(name) for name in files if os.path.isfile(name)) <= LARGE:
+    if size_of(files) <= LARGE:
         return None  # each character has a byte at least
     now, where = state_of(files, cache), [os.path.abspath(name) for name in names]
     path = Path(cache) / f"ids-{hash_of([where, kind])[:16]}.ids"
@@ -122,6 +123,11 @@ def opened(path, found):
     return Large(*numbers, tokenizer_from(found["tokenizer"]), found["learned"], train, rest)
 
 
+def size_of(files):
+    """Of all files, in bytes"""
+    return sum(os.path.getsize(name) for name in files if os.path.isfile(name))
+
+
 def hash_of(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
@@ -146,7 +152,10 @@ def state_of(files, cache):
 
 def encode(files, cache, path, learn):
     """Write the ids of a text to path if it is large -> what the cache says of it, as JSON."""
-    distinct, n, crc = scan(pieces(files, cache))
+    try:
+        distinct, n, crc = scan(pieces(files, cache))
+    except NotUTF8 as error:
+        n = count_otherwise(files, cache, error)
     found = {"characters": n}
     if n <= LARGE:
         return found
@@ -167,6 +176,16 @@ def encode(files, cache, path, learn):
         if isinstance(error, PermissionError):  # on Windows also while a run has the file mapped
             remedy = "make the folder writable, or end the run that reads the ids of the old text"
         raise OSError(f"{path}: {room}; {remedy}") from None
+
+
+def count_otherwise(files, cache, error):
+    """How many characters a text has that is not UTF-8.  Raises ValueError if it is large."""
+    if size_of(files) <= 4 * LARGE:  # a character has four bytes at most
+        n = len(text.load(files, cache))
+        if n <= LARGE:
+            return n
+    must = f"a text of more than {LARGE:,} characters must be UTF-8"
+    raise ValueError(f"{error}; {must} (iconv -f GB18030 -t UTF-8 OLD > NEW, if it is Chinese)")
 
 
 def write(path, head, encoded, dtype):
@@ -195,13 +214,24 @@ def scan(parts):
 
 
 def sample(parts, training):
-    """About LEARNED of the first `training` characters, in pieces spread evenly over them."""
+    """LEARNED at most of the first `training` characters, in pieces spread evenly over them."""
     every, at, found = -(-training // LEARNED), 0, []
     for i, piece in enumerate(parts):
         if i % every == 0:
             found.append(piece[: max(0, training - at)])
         at += len(piece)
-    return "".join(found)
+    return "".join(found)[:LEARNED]
+
+
+def part_of(training):
+    """What bpe learns from, of a text in memory: LEARNED characters at most, spread evenly over it.
+
+    Its memory and time go with the bytes of different words: all of 10 million characters of
+    Chinese, whose words are whole sentences, would take 4 GB and minutes.
+    """
+    size = PIECE * LEARNED // max(LEARNED, len(training))  # of each PIECE
+    parts = (training[i : i + size] for i in range(0, len(training), PIECE))
+    return "".join(parts)[:LEARNED]
 
 
 def encoded(parts, training, tokenizer, crc):

@@ -12,7 +12,7 @@ import numpy as np
 
 from minigpt.datasets import splits
 from minigpt.datasets.formats import LARGEST, READERS, read_array, read_idx
-from minigpt.files import hidden, in_order
+from minigpt.files import entries, files_in
 from minigpt.messages import check, silent
 
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
@@ -127,20 +127,20 @@ def mnist(folder):
     return "image", list("0123456789"), [*parts, (x_test, y_test)], None
 
 
-def entries(folder, pattern):
-    """What a folder holds, in order, but for hidden names: systems and editors leave those."""
-    return [path for path in in_order(folder.glob(pattern)) if not hidden(path, folder)]
+def inside(folder):
+    """What the subfolders hold, in order."""
+    return [path for place in entries(folder) if place.is_dir() for path in entries(place)]
 
 
 def class_files(folder):
     """The files in subfolders that can be examples, in order."""
-    return [p for p in entries(folder, "*/*") if p.suffix.lower() in READERS and p.is_file()]
+    return [p for p in inside(folder) if p.suffix.lower() in READERS and p.is_file()]
 
 
 def others(folder, files):
     """The rest of what the folder and its subfolders hold, in words; "" if there is none."""
     read = {*files, *(path.parent for path in files)}
-    paths = [p for pattern in ("*", "*/*") for p in entries(folder, pattern) if p not in read]
+    paths = [p for p in entries(folder) + inside(folder) if p not in read]
     names = ", ".join(str(p.relative_to(folder)) for p in paths[:3])
     return names + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
@@ -149,7 +149,7 @@ def kind_of_folder(folder):
     """Whether a folder holds images, sounds or text.  Raises ValueError: what it may hold."""
     if mnist_files(folder):
         return "image"
-    if not class_files(folder) and any(p.suffix.lower() in WRITTEN for p in folder.rglob("[!.]*")):
+    if not class_files(folder) and any(p.suffix.lower() in WRITTEN for p in files_in(folder)):
         return "text"
     files, remedy = class_files(folder), "bring it into this form, or name a file in it"
     need = f"{FOLDER}; or text files ({', '.join(WRITTEN)})"

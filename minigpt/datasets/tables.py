@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,12 +16,18 @@ from minigpt.messages import check, silent
 # and "-" the opposite of "+".
 MISSING = {"", "?", "NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null"}
 AMONG_NUMBERS = MISSING | {"None", "none", "-"}
-THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d+)?( ?%)?", re.ASCII)  # 1,000
-DECIMAL = re.compile(r"[+-]?\d+,\d+( ?%)?", re.ASCII)  # 1,5
-POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+", re.ASCII)  # 1.000, which may be a thousand
-# What a person reads as a number, though nothing here does: $5, 1 000, 1.234,5
+SIGN = "[+\u2212-]?"  # U+2212 is the minus of print
+FIRST = SIGN + r"[1-9]\d{0,2}"  # the digits before the thousands; a 0 stands before no thousand
+THOUSANDS = re.compile(FIRST + r"(,\d{3})+(\.\d+)?( ?%)?", re.ASCII)  # 1,000
+POINTS = re.compile(FIRST + r"(\.\d{3})+", re.ASCII)  # 1.000, which may be a thousand
+EITHER = re.compile(FIRST + r"[.,]\d{3}( ?%)?", re.ASCII)  # 1.000 or 1,000: a thousand, or one
+DECIMAL = re.compile(SIGN + r"\d+,\d+( ?%)?", re.ASCII)  # 1,5
+WHOLE = re.compile(SIGN + r"\d+( ?%)?", re.ASCII)
+# What a person reads as a number, though nothing here does: $5, 1 000, 1.234,5, and (7) for -7
 LIKE_NUMBERS = re.compile(
-    r"[+-]?[$€£¥]? ?(\d{1,3}([ .,'’\u00a0\u202f]\d{3})+|\d+)([.,]\d+)? ?[%$€£¥]?", re.ASCII
+    r"[+\u2212–-]?[$€£¥]? ?(\d{1,3}([ .,'’\u00a0\u202f]\d{3})+|\d+)([.,]\d+)? ?[%$€£¥]?"
+    r"|\([$€£¥]? ?\d[\d .'’]*(,\d{3})*(\.\d+)? ?[%$€£¥]?\)",
+    re.ASCII,
 )
 
 
@@ -42,21 +49,23 @@ def read_csv(path, tell=silent):
         check(right, f"{path}: line {line}", f"{len(header)} cells", len(cells), "mend the line")
     lines, grid = zip(*rows, strict=True)
     columns = list(zip(*grid, strict=True))
-    if is_index(header[0], columns[0]):
-        tell(f"{path}: its first column has no name and counts the rows: left out")
-        header, columns = header[1:], columns[1:]
+    index = [*takewhile(is_index, zip(header, columns, strict=True))]
+    if index:
+        many = f"{len(index)} columns have no name and count"
+        many = "column has no name and counts" if len(index) == 1 else many
+        tell(f"{path}: its first {many} the rows: left out")
+        header, columns = header[len(index) :], columns[len(index) :]
     check_names(f"{path}: line 1", header)
-    table, commas = Table({}, list(lines)), False
+    if delimiter != ",":
+        refuse_thousands(path, header, columns, lines)
+    table = Table({}, list(lines))
     for name, cells in zip(header, columns, strict=True):
         read = table.columns[name] = without_commas(cells, delimiter)
         changed = [i for i, cell in enumerate(cells) if read[i] != cell]
         if changed:
-            first, commas = changed[0], True
+            first = changed[0]
             where = f"{path}: line {lines[first]}, column {name}"
             tell(f"{where}: {cells[first]} is read as {read[first]}")
-    if commas and delimiter != ",":
-        for name, cells in zip(header, columns, strict=True):
-            refuse_points(path, name, cells, lines)
     return table
 
 
@@ -84,9 +93,13 @@ def read_rows(path, tell):
     return delimiter, rows
 
 
-def is_index(name, cells):
-    """Whether a column only counts the rows, as pandas and R write it beside a table."""
-    unnamed = name in ("", "Unnamed: 0")  # what pandas calls it when it reads it back
+def is_index(column):
+    """Whether a column (name, cells) only counts the rows, as pandas and R write it beside a table.
+
+    A table saved twice has two: pandas calls them Unnamed: 0 and Unnamed: 0.1 when it reads them.
+    """
+    name, cells = column
+    unnamed = re.fullmatch(r"(Unnamed: 0[.\d]*)?", name)
     return unnamed and all(map(str.isdecimal, cells)) and len({*cells}) == len(cells)
 
 
@@ -114,19 +127,35 @@ def without_commas(cells, delimiter):
     return plain
 
 
-def refuse_points(path, name, cells, lines):
-    """Raise ValueError if a column of a file with decimal commas has 1.000: 1000 there, or 1."""
-    for line, cell in zip(lines, cells, strict=True):
-        if "." in cell and POINTS.fullmatch(cell):
-            remedy = f"write {cell.replace('.', '')}, or {cell.replace('.', ',')}"
-            where = f"{path}: line {line}, column {name}"
-            check(False, where, "a decimal comma or none", cell, remedy)
+def refuse_thousands(path, header, columns, lines):
+    """Raise ValueError for a number that may be a thousand or a fraction: where commas do not
+    separate cells, a file may spell its numbers as any country does.
+
+    That is 1.000 in a file with decimal commas; and 1.000 or 1,000 in a column with whole numbers,
+    if all its numbers with a point or comma are such: as 1 it would be less than a 2 beside it.
+    """
+    commas = any("," in cell and DECIMAL.fullmatch(cell) for cells in columns for cell in cells)
+    for name, cells in zip(header, columns, strict=True):
+        marked = {cell for cell in cells if "." in cell or "," in cell}
+        marked = {cell for cell in marked if DECIMAL.fullmatch(cell) or number(cell) is not None}
+        whole = next(filter(WHOLE.fullmatch, cells), "")[:20]
+        mixed = whole and all(map(EITHER.fullmatch, marked))
+        for line, cell in zip(lines, cells, strict=True):
+            if commas and "." in cell and POINTS.fullmatch(cell):
+                need, other = "a decimal comma or none", cell.replace(".", ",")
+            elif mixed and cell in marked:
+                need = f"a number that can be read in one way beside {whole}"
+                other = "add a 0 if it is a fraction"
+            else:
+                continue
+            remedy = f"write {re.sub('[.,]', '', cell)}, or {other}"
+            check(False, f"{path}: line {line}, column {name}", need, cell, remedy)
 
 
 def number(cell):
     """The float that a cell spells, or None: 5% is 0.05. 1_0 is None, although Python reads 10."""
     try:
-        x = float(cell.removesuffix("%"))
+        x = float(cell.removesuffix("%").replace("\u2212", "-"))
     except ValueError:
         return None
     if "_" in cell:
@@ -156,6 +185,8 @@ def holds_numbers(name, cells, x, missing, lines, tell):
     words = [i for i in odd if np.isnan(x[i]) and not LIKE_NUMBERS.fullmatch(cells[i])]
     where, cell = f"{place(odd[0], lines)}, column {name}", shown(cells[odd[0]])
     remedy = "write plain digits, or NA where it is missing"
+    if cell.startswith("("):
+        remedy = f"{remedy}; brackets are no minus"
     check(len(words) > 0.1 * len(known), where, "a number", cell, remedy)
     if len(odd) < len(known):
         mixed = f"{len(odd)} of {len(known)} cells are no numbers"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minigpt.datasets.stream import Shuffled
-from minigpt.files import decoded, hidden, in_order, write_whole
+from minigpt.files import decoded, files_in, in_order, write_whole
 from minigpt.messages import check, nearest, silent
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}
@@ -106,25 +106,18 @@ def load(names, cache, tell=silent):
 
 
 def listed(names):
-    """The names, but for each folder the files in it.  Raises ValueError if it holds no text."""
+    """The names, but for each folder the files in it that hold more than white space.
+
+    Raises ValueError if there is no such file, or if a folder cannot be read.
+    """
     found = []
     for name in names:
         if name in TEXTS or not os.path.isdir(name):
             found.append(name)
             continue
-        inside = files_in(name)
+        inside = [str(path) for path in files_in(name) if not is_blank(path)]
         check(inside, name, "files of text", "a folder without any", "name another")
         found += inside
-    return found
-
-
-def files_in(folder):
-    """The files of a folder and of its subfolders, in order. Hidden names are left out, as systems
-    and editors keep their own files there; so are files of nothing but white space."""
-    found = []
-    for path in in_order(Path(folder).rglob("*")):
-        if not hidden(path, folder) and path.is_file() and not is_blank(path):
-            found.append(str(path))
     return found
 
 
