@@ -169,7 +169,7 @@ def test_what_windows_marks_as_hidden_is_left_out(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "lstat", marked)
     left = [str(tmp_path / "one/a.npy"), str(tmp_path / "two/a.npy")]
     assert text.listed([str(tmp_path)]) == left
-    assert [str(path) for path in signals.entries(tmp_path, "*/*")] == left
+    assert [str(path) for path in signals.inside(tmp_path)] == left
 
 
 def test_log_and_samples_have_the_same_line_ends_everywhere(run, monkeypatch):
