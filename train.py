@@ -95,9 +95,11 @@ def six_steps(kind, config, saved, check=False, origin=None):
     if origin:
         origin.fill(model)
     x, y = (part[:32] for part in windows)
-    application.first = first = mean_loss(model, x, y, 32) * application.scale
-    uniform = application.uniform
-    begin = f"weights of {origin.path}" if origin else f"seed {config.seed}"
+    first, begin = mean_loss(model, x, y, 32) * application.scale, f"seed {config.seed}"
+    if application.origin:
+        begin = f"weights of {application.origin['from']}"
+        first = application.origin.setdefault("first", first)  # when the run began
+    application.first, uniform = first, application.uniform
     say("3 initialise", f"{begin}; first loss {first:.3f} (uniform {uniform:.3f})")
 
     if check:

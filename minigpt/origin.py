@@ -33,6 +33,7 @@ class Origin:
         model, application = read(path, np, folder)
         need, remedy = "a model that writes", "classes of other data mean something else"
         check(application.writes, "--init", need, f"{path}, which classifies", remedy)
+        check(str(path).isprintable(), "--init", "a name that can be printed", path, "rename it")
         self.path, self.tokenizer = path, application.tokenizer
         self.arrays = model.state_dict()
         table = self.arrays["embedding.weight"]  # in some files it has rows that are no token's

@@ -172,6 +172,23 @@ def test_a_stopped_run_goes_on_without_its_origin_and_ends_as_the_undisturbed_on
     stop_and_resume(words.split(), monkeypatch, capsys)
 
 
+def test_the_curve_of_a_run_that_goes_on_begins_where_the_run_began(place, runs, capsys):
+    words = ["--data", "new.txt", "--init", str(runs / "gpt"), *FEW, "2", "--out", "run"]
+    train.main(words)
+    began = first_loss(capsys.readouterr().out)
+    train.main("--resume --out run --steps 4".split())
+    said = capsys.readouterr().out
+    assert first_loss(said) == began and f"weights of {runs / 'gpt'};" in said
+
+
+def test_a_run_may_replace_its_own_origin(place, runs):
+    shutil.copytree(runs / "gpt", "run")
+    before = Origin("run", place)
+    train.main(["--data", "new.txt", "--init", "run", "--out", "run", "--overwrite", *FEW, "2"])
+    about = checkpoint.read_about("run/last.safetensors")
+    assert about["origin"]["sha256"] == before.hash() and about["state"]["step"] == 2
+
+
 def test_two_workers_begin_with_the_same(place, runs, capsys):
     losses = []
     for workers in "1", "2":

@@ -5,6 +5,7 @@ A checksum says that a file is whole, not who wrote it: anything may stand in it
 
 import hashlib
 import json
+import math
 from contextlib import contextmanager
 from dataclasses import asdict
 
@@ -48,7 +49,9 @@ def shape_of(about):
     if origin is None:
         return {}
     shape = origin["shape"]
-    right = all(isinstance(origin[name], str) for name in ("from", "sha256"))
+    words = [origin["from"], origin["sha256"]]
+    right = all(isinstance(word, str) and word.isprintable() for word in words)
+    right = right and isinstance(origin["first"], float) and math.isfinite(origin["first"])
     inner, epsilon = shape["n_inner"], shape["layer_norm_epsilon"]
     right = right and len(shape) == 2 and (inner is None or (type(inner) is int and inner > 0))
     if not (right and isinstance(epsilon, float) and 0 < epsilon < 1):
