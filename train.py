@@ -109,7 +109,7 @@ def six_steps(kind, config, saved, check=False, origin=None):
     about = application.about() | {"application": kind, "numpy": np.__version__}
     own = strangers.identity(config, application.crc, application.origin)
     about["run"] = saved[1].get("run") if saved else own
-    if not all(map(catalogue.is_name, config.data)):  # files, which --data names from here on
+    if not all(map(catalogue.is_name, config.data)):  # paths, as they are said in this folder
         about["folder"] = catalogue.seen_from(config.out, os.path.realpath("."))
     trainer = share(train_and_validate, config, model, application, rng, windows, about, saved)
 

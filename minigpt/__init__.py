@@ -8,7 +8,7 @@ A FIRST LOOK, of which the path explains every line
 tiny.py                  20  a whole GPT in 80 lines, with its training and its writing
 
 THE PATH, GPT-2 from the derivative to the sample
-files.py                  3  writing a file whole or not at all; text in UTF-8 or GB18030
+files.py                  4  writing a file whole or not at all; what a folder holds
 messages.py               2  what the program says: lines, errors with a remedy, nearest names
 engine/arrays.py          3  which library owns an array: NumPy or CuPy
 engine/autograd.py       25  Tensor (a value), Node (its history), and the walk back: backward
@@ -23,6 +23,7 @@ nn/gpt.py                10  GPT-2's form, and GPT-3's
 nn/presets.py             3  the papers' sizes
 datasets/tokenizers.py    5  text to numbers and back
 datasets/stream.py        4  items in random order, each once per epoch
+datasets/encodings.py     3  bytes to text, in UTF-8 or GB18030: a first reader can skip it
 datasets/text.py         15  texts, windows, and what a model must beat: counting
 datasets/large.py         8  texts too large for memory: a first reader can skip it
 training/optim.py        12  AdamW and SGD, clipping, the learning rate's schedule

@@ -6,8 +6,9 @@ from datetime import datetime
 from pathlib import Path
 
 import minigpt
-from minigpt.messages import nobody_reads, quoted, replace_unknown
-from minigpt.training.checkpoint import CheckpointError, read_about
+from minigpt.messages import nobody_reads, quoted, replace_unknown, visible
+from minigpt.training import strangers
+from minigpt.training.checkpoint import read_about
 from minigpt.training.config import Parser
 from minigpt.training.trainer import NEVER
 
@@ -21,11 +22,12 @@ def main(words=None):
     for file in sorted(folder.glob("*/last.safetensors"), key=lambda file: file.stat().st_mtime):
         when = datetime.fromtimestamp(file.stat().st_mtime).strftime("%Y-%m-%d %H:%M")
         try:
-            what = describe(read_about(file))
+            with strangers.foreign(file):
+                what = describe(read_about(file))
             latest = quoted(str(file.parent))
-        except (CheckpointError, OSError, KeyError) as error:
+        except (ValueError, OSError) as error:
             what = f"cannot be read: {error}"
-        print(f"{when}  {file.parent}  {what}", flush=True)
+        print(visible(f"{when}  {file.parent}  {what}"), flush=True)
     if latest:
         print(f"next: python sample.py {latest}, or python train.py --resume --out {latest}")
     else:
@@ -37,7 +39,10 @@ def describe(about):
     config, state = about["config"], about["state"]
     steps = f"step {state['step']} of {config['steps'] or '?'}"
     loss = f"loss {state['best']:.3f}" if state["best"] < NEVER else "no validation yet"
-    begun = f" (begun with {about['origin']['from']})" if about.get("origin") else ""
+    strangers.shape_of(about)  # raises if what it says of an origin is none
+    begun = ""
+    if origin := about.get("origin"):
+        begun = f" (begun with {origin['from']}, {origin['sha256'][:8]})"
     return f"{config['model']} on {' '.join(config['data'])}{begun}: {steps}, {loss}"
 
 

@@ -1,15 +1,13 @@
 """Writing files so that a kill, a full disk or a power cut leaves the old one or the new one.
 
-And what folders hold, and reading text, whose bytes may be spelled in two ways.
+And what folders hold.
 """
 
 import os
-import re
 import secrets
 import stat
 import sys
 import time
-from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -100,12 +98,11 @@ def entries(folder):
     Raises ValueError if it cannot be read: what is in it must not be absent without a word.
     """
     try:
-        names = sorted(os.listdir(folder))
+        paths = [Path(folder, name) for name in sorted(os.listdir(folder))]
+        return [path for path in paths if not hidden(path)]
     except OSError as e:
         need = f"expected a folder that can be read, got {e.strerror}"
         raise ValueError(f"{folder}: {need}; change its permissions or move it away") from None
-    paths = [Path(folder, name) for name in names]
-    return [path for path in paths if not hidden(path)]
 
 
 def files_in(folder):
@@ -115,58 +112,3 @@ def files_in(folder):
             yield from files_in(path)
         elif path.is_file():
             yield path
-
-
-def decoded(path, data, tell):
-    """The bytes of a text file as text, without a byte order mark: UTF-8, or else GB18030.
-
-    GB18030 is what older Chinese programs write. No file says how it is spelled, so tell(message)
-    hears what was inferred. Raises ValueError with the first line that is neither.
-    """
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        if _is_chinese(data[: 1 << 20]):
-            with suppress(UnicodeDecodeError):
-                text = data.decode("gb18030").removeprefix("\ufeff")
-                remedy = "if that makes no sense, save it as UTF-8"
-                tell(f"{path}: read as GB18030, as it is not UTF-8; {remedy}")
-                return text
-        raise no_utf8(path, e) from None
-
-
-class NotUTF8(ValueError):
-    """A file is no UTF-8."""
-
-
-def no_utf8(path, e, lines=0):
-    """The error of a file that is no UTF-8.  e: of decoding the bytes that follow `lines` lines"""
-    line = lines + e.object.count(b"\n", 0, e.start) + 1
-    got = f"byte 0x{e.object[e.start]:02x} in line {line}"
-    remedy = "convert it: most editors can save text as UTF-8"
-    if b"\0" in e.object and e.object[:2] not in (BOM_UTF16_LE, BOM_UTF16_BE):
-        remedy = "it is no text: leave it out, or move it out of its folder"
-    return NotUTF8(f"{path}: expected UTF-8 text, got {got}; {remedy}")
-
-
-def _is_chinese(data):
-    """Whether bytes that are not UTF-8 make sense as GB18030, where nearly all bytes are something.
-
-    Chinese is mostly written with 3,755 characters whose first byte is B0 to D7, and has its
-    punctuation in A1 and A3. The bytes of other texts are often other characters of GB18030. Korean
-    ones can be of the 3,755, but only of those below C9, which are about half of what Chinese uses.
-
-    In UTF-8 with a mistake nearly all words, here runs of bytes above 7F, make sense as UTF-8. In
-    GB18030 few do; of two words one may, and then the other, of two characters or more, decides.
-    """
-    pairs = [c.encode("gb2312", "ignore") for c in data.decode("gb18030", "ignore") if c > "\x7f"]
-    usual = [pair for pair in pairs if b"\xb0" <= pair < b"\xd8"]
-    punctuation = sum(pair[:1] in (b"\xa1", b"\xa3") for pair in pairs)
-    many = len(usual) + punctuation > 0.75 * len(pairs) and len(pairs) > 1
-    different = {*usual}
-    korean = sum(pair >= b"\xc9" for pair in different) <= len(different) / 8 - 1
-    words = re.findall(rb"[\x80-\xff]+", data)
-    wrong = [word for word in words if word.decode("utf-8", "ignore").encode() != word]
-    right = len(words) - len(wrong)
-    tie = len(wrong) == right and len(max(wrong, key=len)) >= 4
-    return many and not korean and (len(wrong) > right or tie)

@@ -40,7 +40,8 @@ def nobody_reads(error):
 def quoted(word):
     """A word as a user can paste it into a command; Windows' shells share double quotes alone."""
     if WINDOWS:
-        return f'"{word}"' if re.search(r"[^\w.:/\\+=-]", word) else word
+        plain = re.fullmatch(r"[\w.:/\\+=-]+", word)
+        return word if plain else '"' + word.replace('"', '\\"') + '"'
     return shlex.quote(word)
 
 

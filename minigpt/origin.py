@@ -17,15 +17,18 @@ from minigpt.applications.options import SHAPE
 from minigpt.messages import check
 
 # The parts of a model's shape for which train.py has no option; a checkpoint keeps them.
-UNSAID = "n_inner", "layer_norm_epsilon"
+BEYOND_OPTIONS = "n_inner", "layer_norm_epsilon"
 
 
 class Origin:
     """The model that --init names: a run's folder, a checkpoint in it, or a GPT-2 in files.
 
-    `options` are those it decides, `about` is what a checkpoint keeps of it: its path, the SHA-256
-    of its weights and tokenizer, and UNSAID. Raises ValueError or OSError if it cannot be read, or
-    if it writes no text.
+    folder: where the data lies that the project ships or caches. Raises ValueError or OSError if
+    the model cannot be read, or if it writes no text.
+
+    arrays: {name: weights}, until fill() has moved them; tokenizer; options: {name: value} of those
+    that the model decides; about: what a checkpoint keeps of it, its path, the SHA-256 of weights
+    and tokenizer, and BEYOND_OPTIONS. train.py adds the first loss to that.
     """
 
     def __init__(self, path, folder):
@@ -40,7 +43,7 @@ class Origin:
         self.arrays["embedding.weight"] = table[: self.tokenizer.vocab_size]
         options = ("model", "tokenizer", *SHAPE)
         self.options = {name: getattr(application.config, name) for name in options}
-        shape = {name: getattr(model.config, name) for name in UNSAID}
+        shape = {name: getattr(model.config, name) for name in BEYOND_OPTIONS}
         self.about = {"from": str(path), "sha256": self.hash(), "shape": shape}
 
     def hash(self):
@@ -51,7 +54,7 @@ class Origin:
             found.update(np.ascontiguousarray(a))
         return found.hexdigest()
 
-    def decide(self, given):
+    def options_with(self, given):
         """The options that were given, and those that this model decides.
 
         Raises ValueError for an option that says something else. A context may be shorter: its
@@ -70,7 +73,8 @@ class Origin:
         return self.options | given
 
     def fill(self, model):
-        """Move the weights into the model. A token that is new gets the mean of all vectors.
+        """Move the weights into the model. A token that is new gets the mean of all vectors: the
+        table (V, C) becomes (V + new, C).
 
         With the mean its first logit is the mean of the others' logits, so it does not look likely
         before anything has been learned of it. Source: Hewitt 2021, Initializing new word

@@ -19,9 +19,13 @@ import pytest
 
 import sample
 import train
+from minigpt import __main__ as listing
+from minigpt import hub
 from minigpt.datasets import formats, signals, tables, tasks, text
+from minigpt.datasets.bpe import LETTERS, SpecialTokenizer
 from minigpt.datasets.tokenizers import CharTokenizer
 from minigpt.messages import visible
+from minigpt.nn.gpt import GPT2, GPTConfig
 from minigpt.training import checkpoint
 
 MUTANTS = int(os.environ.get("MUTANTS", 300))
@@ -41,6 +45,7 @@ RUNS = {
     "lstm": ["--data", "text.txt", "--block-size", "16", "--model", "lstm"],
     "pairs": ["--data", "pairs.tsv"],
     "begun": ["--data", "text.txt", "--init", "text"],
+    "special": ["--data", "pairs.tsv", "--init", "files"],
     "digits": ["--data", "digits", "--model", "conv"],
     "credit": ["--data", "credit"],
 }
@@ -58,6 +63,9 @@ def saved(tmp_path_factory):
     Path("text.txt").write_text("the quick brown fox jumps over the lazy dog. " * 40)
     Path("pairs.tsv").write_text("".join(f"a{i}\tb{i}\n" for i in range(200)))
     try:
+        shape = GPTConfig(258, 256, 1, 2, 16)
+        tokenizer = SpecialTokenizer([*LETTERS, "th", "<end>"], ["t h"], special={"<end>": 257})
+        hub.save(GPT2(shape, np.random.default_rng(0)), tokenizer, "files")
         for kind, words in RUNS.items():
             train.main([*words, *TINY, "--out", kind])
         return {kind: checkpoint.load(f"{kind}/last.safetensors") for kind in RUNS}
@@ -111,7 +119,10 @@ def forge(arrays, about, rng):
 
 def use(run):
     """What sample.py does with a checkpoint, to the first words."""
+    listing.main([str(run.parent)])
     model, application = sample.load(run, np)
+    if not application.writes:
+        sample.locate_data(application, None)
     how = SimpleNamespace(tokens=3, temperature=None, top_k=None, top_p=None, stop="", count=1)
     if application.writes:
         application.listen(how, "a")

@@ -355,7 +355,7 @@ def test_a_file_of_a_folder_that_is_no_text_is_named_with_its_line(shelf, tmp_pa
 
 def test_a_picture_among_texts_is_to_be_moved_out(shelf, tmp_path, small):
     Path(shelf, "c/e.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(400))
-    error = "e.png: expected UTF-8 text, got byte 0x89 in line 1; it is no text: leave it out"
+    error = "e.png: expected UTF-8 text, got byte 0x89 in line 1; it is no text: name another file"
     for read in (lambda: text.load([shelf], tmp_path), lambda: prepared(shelf, tmp_path, None)):
         with pytest.raises(ValueError, match=error):
             read()

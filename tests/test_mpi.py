@@ -180,6 +180,19 @@ def test_a_command_says_and_writes_what_it_does_in_one_process(text):
 
 
 @with_mpi
+def test_ranks_begin_with_what_another_run_has_learned(text):
+    found = []
+    words = f"{TINY} --steps 4 --optimizer adamw"
+    assert ranks(1, *f"{words} --out origin".split(), cwd=text)[0] == 0
+    for size in (1, 2):
+        command = "--data text.txt --init origin --batch-size 4 --steps 2 --eval-every 2 --out run"
+        code, out, err = ranks(size, *command.split(), "--overwrite", cwd=text)
+        assert (code, err) == (0, "") and "weights of origin; first loss" in out
+        found.append(np.loadtxt(text / "run/log.csv", delimiter=",", skiprows=1)[:3])
+    np.testing.assert_allclose(*found, rtol=1e-5)  # float32, another order of sums
+
+
+@with_mpi
 def test_what_is_reported_at_the_end_is_of_the_trained_model(tmp_path):
     _, out, _ = ranks(2, *"--data tumours --steps 60 --out run".split(), cwd=tmp_path)
     [said] = re.findall("held out: (.*)", out)

@@ -249,7 +249,7 @@ OTHERS = [[[1.0, 2.0], [3.0, 4.0]], [[1, 2], [3, 4]], [1, 2], (0.1, 2), [[True] 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("other", OTHERS)
-@pytest.mark.parametrize("op", [*BINARY, "<"])
+@pytest.mark.parametrize("op", FOREIGN)
 def test_a_list_is_an_operand_of_the_tensors_type_on_either_side(op, other, dtype):
     f = FOREIGN[op]
     x, array = positive(2, 2).astype(dtype), np.array(other, dtype)
@@ -306,6 +306,15 @@ def test_a_number_is_no_operand_of_a_matrix_product(other):
     for f in (lambda: x @ other, lambda: other @ x):
         with pytest.raises(TypeError, match="matmul: expected tensors or arrays, got "):
             f()
+
+
+def test_a_mistake_in_an_operation_of_a_readers_own_is_told_as_python_tells_it():
+    @ops._operator
+    def mine(a, b):
+        return a.dtpye
+
+    with pytest.raises(AttributeError, match="dtpye"):
+        mine(Tensor(1.0), Tensor(2.0))
 
 
 def test_a_tensor_refuses_to_be_compared_with_equals():

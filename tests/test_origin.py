@@ -238,7 +238,34 @@ def test_the_checkpoint_knows_its_origin_by_its_hash(place, runs, capsys):
     assert found[0]["run"] != found[1]["run"]
     capsys.readouterr()
     listing.main([])
-    assert f"gpt on new.txt (begun with {runs / 'gpt'}): step 2 of 2" in capsys.readouterr().out
+    begun = f"(begun with {runs / 'gpt'}, {expected.hexdigest()[:8]})"
+    assert f"gpt on new.txt {begun}: step 2 of 2" in capsys.readouterr().out
+
+
+def test_the_gradients_of_a_model_to_begin_with_are_checked(place, runs, capsys):
+    train.main(["--data", "new.txt", "--init", str(runs / "gpt2-mini"), "--check-gradients"])
+    assert "weights of" in capsys.readouterr().out and not (place / "out").exists()
+
+
+def test_answers_longer_than_the_positions_of_an_origin_are_refused_with_what_helps(
+    place, runs, capsys
+):
+    (place / "long.tsv").write_text("".join(f"what {i}\t{'fox ' * 9}{i}\n" for i in range(60)))
+    words = ["--data", "long.tsv", "--init", str(runs / "gpt2-mini"), *FEW, "2"]
+    error = mistake(train.main, words, capsys, place)
+    assert "the longest example, got 16; shorten the examples, or --init another model" in error
+
+
+def test_a_vocabulary_with_two_line_ends_in_a_token_reads_answers_alike(place):
+    from minigpt.datasets import tasks
+
+    vocab = [*LETTERS, LETTERS[10] * 2, LETTERS[9] + LETTERS[32], LETTERS[10] + LETTERS[32]]
+    merges = [f"{LETTERS[10]} {LETTERS[i]}" for i in (10, 32)] + [f"{LETTERS[9]} {LETTERS[32]}"]
+    tokenizer = SpecialTokenizer(vocab, merges)
+    examples = [[("one two", "a b", "x")], [("three", "c", "x")]]
+    _, y = tasks.encode(examples, tokenizer)
+    for targets, answer in zip(y, (" a b\n", " c\n"), strict=True):
+        assert tokenizer.decode(targets[targets != tasks.IGNORED]) == answer
 
 
 def test_another_origin_at_the_same_path_makes_another_run(place, runs):

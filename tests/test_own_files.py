@@ -22,9 +22,9 @@ from test_tables import DATA, class_folders, csv_of, parts_of, write_mnist, writ
 import sample
 import train
 from minigpt.datasets import catalogue, formats, signals, tables, tasks, text
+from minigpt.datasets.encodings import decoded
 from minigpt.datasets.examples import load
 from minigpt.datasets.tables import TableEncoder
-from minigpt.files import decoded
 from minigpt.nn import FAMILIES, model_class
 from minigpt.nn.classifier import classifier
 from minigpt.nn.gpt import GPTConfig
@@ -261,9 +261,7 @@ def test_delimiters_count_outside_quotes(tmp_path, header):
 def test_an_unnamed_index_column_is_left_out_and_that_is_told(tmp_path, name):
     table, told = read(tmp_path / "a.csv", f"{name},a\n2,u\n0,v\n1,u\n")
     assert table.columns == {"a": ["u", "v", "u"]}
-    assert told == [
-        f"{tmp_path / 'a.csv'}: its first column has no name and counts the rows: left out"
-    ]
+    assert told == [f"{tmp_path / 'a.csv'}: its first column only counts the rows: left out"]
 
 
 @pytest.mark.parametrize("first, second", [
@@ -273,7 +271,7 @@ def test_an_unnamed_index_column_is_left_out_and_that_is_told(tmp_path, name):
 def test_both_index_columns_of_a_table_saved_twice_are_left_out(tmp_path, first, second):
     table, told = read(tmp_path / "a.csv", f"{first},{second},a\n2,0,u\n0,1,v\n1,2,u\n")
     assert table.columns == {"a": ["u", "v", "u"]}
-    many = "its first 2 columns have no name and count the rows: left out"
+    many = "its first 2 columns only count the rows: left out"
     assert told == [f"{tmp_path / 'a.csv'}: {many}"]
 
 
@@ -733,10 +731,10 @@ def test_a_wav_is_read_as_scipy_reads_it(tmp_path):
         (wav(b"abcd", 2, 4), "8, 16, 24 or 32 bits, or floats .* got format 2 of 4 bits; convert"),
         (wav(b"abcd", 1, 12), "got format 1 of 12 bits"),
         (wav(b"abcd", 1, 16, channels=0), "got format 1 of 16 bits"),
-        (wav(b"", 1, 16), "an array of finite numbers"),
-        (streamed(0), "a sound, .* got a header of 0 bytes, as pipes .*; save it anew .* ffmpeg"),
-        (streamed(2**32 - 1), "a sound, .*, got a header of 4,294,967,295 bytes, as pipes"),
-        (streamed(2**31 - 4096), "a sound, .*, got a header of 2,147,479,552 bytes, as pipes"),
+        (wav(b"", 1, 16), "the length of the sound, got a header that claims 0 bytes"),
+        (streamed(0), "got a header that claims 0 bytes, as pipes .*; save it anew .* ffmpeg"),
+        (streamed(2**32 - 1), "got a header that claims 4,294,967,295 bytes, as pipes"),
+        (streamed(2**31 - 4096), "got a header that claims 2,147,479,552 bytes, as pipes"),
         (streamed(9), "9 bytes of sound, got 4; copy it again"),
         (wav(struct.pack("<f", np.nan), 3, 32), "an array of finite numbers"),
         (wav(struct.pack("<d", 1e300), 3, 64), "an array of finite numbers"),
@@ -965,7 +963,7 @@ def test_what_was_inferred_is_printed_in_training_and_not_in_the_report(
     Path("a.csv").write_bytes("\n".join([";数;类", *rows]).encode("gb18030"))
     train.main(["--data", "a.csv", "--target", "类", *TINY])
     printed = capsys.readouterr().out
-    for words in ("read as GB18030", "its first column has no name", "column 数: 0,5 is read as 0"):
+    for words in ("read as GB18030", "its first column only counts", "column 数: 0,5 is read as 0"):
         assert words in printed
     sample.main(["out/a-gpt"])
     report = capsys.readouterr()
@@ -1015,3 +1013,25 @@ def test_a_point_is_refused_wherever_a_column_of_the_file_has_decimal_commas(tmp
     file.write_text("p;n\n1,5;1.000\n2,5;2.500\n")
     with pytest.raises(ValueError, match="line 2, column n: expected a decimal comma or none"):
         tables.read_csv(file)
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "latin-1"])
+def test_what_is_no_utf8_is_looked_at_where_it_begins(encoding):
+    """Far behind a head of plain letters, which say nothing about the rest."""
+    head = "plain letters\n" * 100_000
+    words = "价格和时间，产品与客户" if encoding == "gb18030" else "café, naïve"
+    told, data = [], (head + words).encode(encoding)
+    if encoding == "gb18030":
+        assert decoded("x", data, told.append) == head + words and len(told) == 1
+    else:
+        with pytest.raises(ValueError, match="expected UTF-8 text, got byte 0xe9 in line 100001"):
+            decoded("x", data, told.append)
+
+
+def test_new_rows_are_read_as_the_table_was_whatever_else_stands_in_them(tmp_path):
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    rows = "".join(f"{i % 7}.{i:03};{'ab'[i % 2]}\n" for i in range(60))
+    old.write_text("x;y\n2.5;a\n" + rows)
+    encoder = load(str(old), "y", 0, tmp_path).encoder
+    new.write_text("x;z\n1.485;1.000\n2;7\n")
+    assert encoder.encode(new).shape[0] == 2

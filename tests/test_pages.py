@@ -44,7 +44,8 @@ def answers(code, names):
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS, ids=[c.partition("\n")[0] for c in CHAPTERS])
-def test_python_answers_what_a_chapter_says(chapter):
+def test_python_answers_what_a_chapter_says(chapter, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # some write a file
     names = {"__name__": "page"}
     for code in examples(chapter):
         for line, answer, expected in answers(code, names):

@@ -20,7 +20,9 @@ class Answering(TextApplication):
         self.crc = self.read(note)
         training = tasks.text_of(self.parts.train)
         whole = training + tasks.text_of(self.parts.validation + self.parts.test)
+        before = self.tokenizer
         self.find_tokenizer(whole, training)
+        self.describe_new(before)
         encoded = [tasks.encode(part, self.tokenizer) for part in self.parts]
         self.train, self.validation, _ = encoded
         self.uniform = math.log(self.tokenizer.vocab_size)
@@ -39,7 +41,8 @@ class Answering(TextApplication):
         model = super().build(rng)
         if self.longest > model.block_size:
             need = f"expected at least {self.longest}, the longest example"
-            raise ValueError(f"--block-size: {need}, got {self.config.block_size}; raise it")
+            remedy = "shorten the examples, or --init another model" if self.origin else "raise it"
+            raise ValueError(f"--block-size: {need}, got {self.config.block_size}; {remedy}")
         return model
 
     def windows(self):

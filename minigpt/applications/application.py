@@ -37,7 +37,8 @@ class Application:
     unit = "token"  # what flops_per_token() counts for: a token, or an example
     shared = 0  # bytes of a file that the processes of a training map
     writes = False  # whether it makes text, as classifiers do not
-    began = places = None  # where the run was started, and its data may lie (catalogue.found)
+    began = None  # the folder in which train.py was started, as seen from the run's
+    places = None  # lists of paths where its data may lie (catalogue.found)
     origin = None  # what a checkpoint says of the model that the run began with (origin.Origin)
 
     def __init__(self, config, folder):

@@ -56,7 +56,7 @@ def configure(given, resume, overwrite, origin=None):
         raise ValueError(f"{out} is not empty; --resume continues its run, --overwrite replaces it")
     kind = catalogue.kind(run["data"], given.get("target"))
     if origin:
-        given = origin.decide(given)
+        given = origin.options_with(given)
     if kind not in ("text", "task"):
         check(not given.get("init"), "--init", "text or a task", f"{kind}s", "leave it out")
         *others, last = FAMILIES

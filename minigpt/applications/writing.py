@@ -26,6 +26,7 @@ class TextApplication(Application):
     """What all models of text share: a tokenizer, and what follows a prompt."""
 
     writes = True
+    tokenizer = None  # before preprocess(): that of --init
     answers = False  # whether a prompt is a question, behind which an answer comes
 
     def find_tokenizer(self, whole, training):
@@ -33,11 +34,7 @@ class TextApplication(Application):
         alone. One from --init is kept, and gets the characters that are new to it."""
         config = self.config
         if self.origin:
-            before = self.tokenizer
-            self.tokenizer = before.extended(whole)
-            if new := self.tokenizer.vocab_size - before.vocab_size:
-                some = self.tokenizer.decode(range(before.vocab_size, before.vocab_size + new))
-                note(f"{new:,} characters are new to {self.origin['from']}: {some[:20]!r}")
+            self.tokenizer = self.tokenizer.extended(whole)
         elif config.tokenizer == "char":
             distinct = len(set(whole))
             if distinct > 5000:
@@ -45,9 +42,20 @@ class TextApplication(Application):
             self.tokenizer = CharTokenizer.train(whole)
         else:
             kind, part = tokenizer_class(config.tokenizer), large.part_of(training)
-            if len(part) < len(training):
-                say("", f"tokens learned from {len(part):,} characters, spread over the text")
+            self.learned_from(len(part), len(training))
             self.tokenizer = kind.train(part, config.vocab_size)
+
+    def learned_from(self, read, characters):
+        """Say it if bpe has found its tokens in a part of the text only."""
+        if read < characters:
+            say("", f"tokens learned from {read:,} characters, spread over the text")
+
+    def describe_new(self, before):
+        """Say which characters --init brings no vectors for.  before: its tokenizer, or None"""
+        if self.origin and (new := self.tokenizer.vocab_size - before.vocab_size):
+            some = self.tokenizer.decode(range(before.vocab_size, before.vocab_size + new))
+            are = "characters are" if new > 1 else "character is"
+            note(f"{new:,} {are} new to {self.origin['from']}: {some[:20]!r}")
 
     def build(self, rng):
         shape = model_shape(self.config, self.tokenizer.vocab_size)
@@ -105,6 +113,7 @@ class Writing(TextApplication):
     def preprocess(self):
         config = self.config
         say("1 preprocess", f"{' '.join(config.data)}: reading ...")
+        before = self.tokenizer
         rest, size = self.read_large() or self.read_whole()
         least = min(len(self.train), len(self.validation))
         if least <= config.block_size:
@@ -113,6 +122,7 @@ class Writing(TextApplication):
         self.scale = len(self.validation) / len(rest)  # tokens per character
         self.uniform = self.scale * math.log(self.tokenizer.vocab_size)
         self.describe(*size)
+        self.describe_new(before)
         self.count_baselines(rest)
 
     def read_whole(self):
@@ -148,7 +158,7 @@ class Writing(TextApplication):
         say("", f"ids in {found.train.path}, {self.shared / 1e6:,.0f} MB")
         say("", f"only the {self.held_out} are validated")
         if config.tokenizer == "bpe" and not self.origin:
-            say("", f"tokens learned from {found.learned:,} characters, spread over the text")
+            self.learned_from(found.learned, found.characters)
         return rest, (found.characters, found.distinct)
 
     def describe(self, characters, distinct):

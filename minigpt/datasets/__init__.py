@@ -9,7 +9,8 @@ TOKENIZERS = {
     "char": "minigpt.datasets.tokenizers:CharTokenizer",
     "bpe": "minigpt.datasets.bpe:BPETokenizer",
 }
-KINDS = TOKENIZERS | {"special": "minigpt.datasets.bpe:SpecialTokenizer"}  # from files alone
+# No choice of --tokenizer: it comes with other people's models.
+KINDS = TOKENIZERS | {"special": "minigpt.datasets.bpe:SpecialTokenizer"}
 
 
 def tokenizer_class(name):

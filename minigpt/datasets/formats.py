@@ -94,10 +94,10 @@ def read_wav(path):
     whole = {b"fmt ", b"data"} <= chunks.keys()
     check(whole, path, "a .wav file with fmt and data", b" ".join(chunks)[:40], "copy it again")
     head, (size, data) = chunks[b"fmt "][1], chunks[b"data"]
-    true = 0 < size < STREAMED or len(data) == size > 0
-    got = f"a header of {size:,} bytes, as pipes and recordings that broke off have it"
+    known = 0 < size < STREAMED or len(data) == size > 0
+    got = f"a header that claims {size:,} bytes, as pipes and recordings that broke off have it"
     remedy = "save it anew with an audio editor, or: ffmpeg -i OLD.wav NEW.wav"
-    check(true, path, "a sound, an array of finite numbers", got, remedy)
+    check(known, path, "the length of the sound", got, remedy)
     check(len(data) == size, path, f"{size} bytes of sound", len(data), "copy it again")
     form, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head)
     if form == EXTENSIBLE:

@@ -28,8 +28,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minigpt.datasets import text, tokenizer_from
+from minigpt.datasets.encodings import NotUTF8, no_utf8
 from minigpt.datasets.tokenizers import code_points
-from minigpt.files import NotUTF8, no_utf8, whole
+from minigpt.files import whole
 from minigpt.messages import check
 
 LARGE = 20_000_000  # characters; a text of more is large
@@ -124,7 +125,7 @@ def opened(path, found):
 
 
 def size_of(files):
-    """Of all files, in bytes"""
+    """The size of all files together, in bytes."""
     return sum(os.path.getsize(name) for name in files if os.path.isfile(name))
 
 

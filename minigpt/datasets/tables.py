@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minigpt.files import decoded
+from minigpt.datasets.encodings import decoded
 from minigpt.messages import check, silent
 
 # Cells that say nothing. The last three say nothing among numbers only: "none" may be an answer,
@@ -38,8 +38,10 @@ class Table(NamedTuple):
     lines: list
 
 
-def read_csv(path, tell=silent):
+def read_csv(path, tell=silent, learned=True):
     """The Table in a file whose first line names the columns.  tell: see messages.note
+
+    learned: whether a model will learn from it what its numbers are.
 
     Raises FileNotFoundError, or ValueError with the line if the file is no such table.
     """
@@ -51,13 +53,12 @@ def read_csv(path, tell=silent):
     columns = list(zip(*grid, strict=True))
     index = [*takewhile(is_index, zip(header, columns, strict=True))]
     if index:
-        many = f"{len(index)} columns have no name and count"
-        many = "column has no name and counts" if len(index) == 1 else many
+        many = f"{len(index)} columns only count" if len(index) > 1 else "column only counts"
         tell(f"{path}: its first {many} the rows: left out")
         header, columns = header[len(index) :], columns[len(index) :]
     check_names(f"{path}: line 1", header)
     if delimiter != ",":
-        refuse_thousands(path, header, columns, lines)
+        refuse_thousands(path, header, columns, lines, learned)
     table = Table({}, list(lines))
     for name, cells in zip(header, columns, strict=True):
         read = table.columns[name] = without_commas(cells, delimiter)
@@ -127,19 +128,20 @@ def without_commas(cells, delimiter):
     return plain
 
 
-def refuse_thousands(path, header, columns, lines):
+def refuse_thousands(path, header, columns, lines, learned):
     """Raise ValueError for a number that may be a thousand or a fraction: where commas do not
     separate cells, a file may spell its numbers as any country does.
 
     That is 1.000 in a file with decimal commas; and 1.000 or 1,000 in a column with whole numbers,
-    if all its numbers with a point or comma are such: as 1 it would be less than a 2 beside it.
+    if all its numbers with a point or comma are such: as 1 it would be less than a 2 beside it. The
+    latter only in a table that is learned from: new rows are read as that was, and may be few.
     """
     commas = any("," in cell and DECIMAL.fullmatch(cell) for cells in columns for cell in cells)
     for name, cells in zip(header, columns, strict=True):
         marked = {cell for cell in cells if "." in cell or "," in cell}
         marked = {cell for cell in marked if DECIMAL.fullmatch(cell) or number(cell) is not None}
         whole = next(filter(WHOLE.fullmatch, cells), "")[:20]
-        mixed = whole and all(map(EITHER.fullmatch, marked))
+        mixed = learned and whole and all(map(EITHER.fullmatch, marked))
         for line, cell in zip(lines, cells, strict=True):
             if commas and "." in cell and POINTS.fullmatch(cell):
                 need, other = "a decimal comma or none", cell.replace(".", ",")
@@ -274,7 +276,7 @@ class TableEncoder:
 
     def encode(self, path, tell=silent):
         """The rows of a CSV file -> x (N, F). Columns that training did not have are not read."""
-        table = read_csv(path, tell)
+        table = read_csv(path, tell, learned=False)
         try:
             return self.encode_columns(*table)
         except ValueError as e:

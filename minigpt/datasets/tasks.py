@@ -51,7 +51,8 @@ def encode(examples, tokenizer):
     tokens of questions and of the filling are IGNORED there.
     """
     # The whole text is encoded at once, which is much faster than a call for each question.
-    # Tab and line end are tokens of their own in every tokenizer here, as no other token has one.
+    # Tab and line end are tokens of their own in every tokenizer here. (Other people's may have a
+    # token of two line ends; but behind each of ours stands a space, or the end.)
     ids = tokenizer.encode(text_of(examples))
     tab = ids == tokenizer.encode("\t")[0]
     end = ids == tokenizer.encode("\n")[0]

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from minigpt.datasets.encodings import decoded
 from minigpt.datasets.stream import Shuffled
-from minigpt.files import decoded, files_in, in_order, write_whole
+from minigpt.files import files_in, in_order, write_whole
 from minigpt.messages import check, nearest, silent
 
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "encodings", "site-packages"}

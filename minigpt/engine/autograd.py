@@ -108,7 +108,7 @@ class Tensor:
 
     def __init__(self, data, requires_grad=False):
         if type(data) not in LIBRARIES:
-            data = np.asarray(data) if isinstance(data, np.generic) else array_of(data)
+            data = array_of(data)
         self.data = data if data.dtype in FLOATS else _as_float32(data)
         self.requires_grad = requires_grad
         self.grad, self.node, self.output, self.changed = None, None, 0, NEVER
@@ -210,8 +210,10 @@ class Tensor:
         return f"Tensor({values}, {about})"
 
     def __format__(self, spec):
+        if spec and self.size == 1:
+            return format(self.item(), spec)
         try:
-            return format(self.item() if spec and self.size == 1 else str(self), spec)
+            return format(str(self), spec)
         except ValueError as error:
             need = f"expected one element for the format {spec!r}, got shape {self.shape}"
             raise ValueError(f"Tensor: {need}; format its elements one by one") from error

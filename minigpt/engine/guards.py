@@ -46,7 +46,7 @@ def _embedding(w, ids):
 def _cross_entropy(z, targets, count=None):
     if getattr(targets, "shape", None) != z.shape[:-1]:
         if not hasattr(targets, "shape"):
-            check_ids("targets", targets, 0)
+            check_ids("targets", targets, 0)  # raises, as this is no array
         raise ValueError(f"targets: expected shape {z.shape[:-1]}, got {targets.shape}")
     scored = targets[targets != IGNORED] if isinstance(targets, np.ndarray) else targets
     check_ids("targets", scored, z.shape[-1])

@@ -29,6 +29,8 @@ def operands(a, b):
 
 
 def _in_type_of(other, x):
+    """x as an operand beside other: numbers stay numbers; integers, lists and arrays of other
+    libraries get the float type of other."""
     if type(x) in LIBRARIES:
         if x.dtype.kind not in "iu":
             return x
@@ -192,6 +194,7 @@ def matmul(a, b):
     a_nk, so its gradient is the sum over n of a_nk dy_nm, which is db = a^T dy.
     """
     x, w = operands(a, b)
+    a, b = (t if isinstance(t, Tensor) else array for t, array in ((a, x), (b, w)))
     if x.ndim == 1 or w.ndim == 1:
         return _vector_matmul(a, b)
     if x.ndim > 2 and w.ndim == 2:
@@ -331,7 +334,9 @@ def _operator(op):
     def call(a, b):
         try:
             return op(a, b)
-        except AttributeError:  # of a number or a list
+        except AttributeError:
+            if all(isinstance(x, Tensor) or type(x) in LIBRARIES for x in (a, b)):
+                raise  # a mistake in op
             got = f"{type(a).__name__} and {type(b).__name__}; convert it first"
             raise TypeError(f"{op.__name__}: expected tensors or arrays, got {got}") from None
         except ValueError as error:

@@ -2,7 +2,7 @@
 
 # With --init: small steps, as large ones would undo what the model knows; and a small text is
 # learned by heart within a few readings, so the best moment must not lie between two validations.
-# 50 kB of Shakespeare end at 1.55 nats, with the other defaults at 2.16.
+# 50 kB of Shakespeare end at 1.55 nats, with the usual ones at 2.16.
 INIT = {"learning_rate": 1e-3, "eval_every": 25}
 
 STATEFUL = {"block_size": 128, "batch_size": 16}

@@ -64,6 +64,8 @@ def refuse_larger(path, config, arrays, about):
     is built: a few bytes could ask for more memory than any machine has. Also if the weights are no
     finite floats."""
     arrays, shape = weights(arrays), shape_of(about)
+    if not str(about.get("folder")).isprintable():
+        raise TypeError(f"folder: {about['folder']!r:.60}")
     blocks = {name.split(".")[1] for name in arrays if name.startswith("blocks.")}
     longest = max((n for a in arrays.values() for n in a.shape), default=0)
     for what, asked, held in (
