@@ -97,7 +97,7 @@ def six_steps(kind, config, saved, check=False, origin=None):
     x, y = (part[:32] for part in windows)
     first, begin = mean_loss(model, x, y, 32) * application.scale, f"seed {config.seed}"
     if application.origin:
-        begin = f"weights of {application.origin['from']}"
+        begin = f"begun with the weights of {application.origin['from']}"
         first = application.origin.setdefault("first", first)  # when the run began
     application.first, uniform = first, application.uniform
     say("3 initialise", f"{begin}; first loss {first:.3f} (uniform {uniform:.3f})")

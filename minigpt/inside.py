@@ -45,8 +45,8 @@ def known_ids(model, application, words, option):
         text += "".join(stream(model, tokenizer, text, ANSWER, rng, stop="\n", temperature=0))
     ids = tokenizer.encode(text)
     if len(ids) < 2:
-        need = f"expected a text of 2 tokens that the model knows, got {words!r}"
-        raise ValueError(f"{option}: {need}; name a longer one")
+        need = f"expected 2 tokens or more that the model knows, got {words!r}"
+        raise ValueError(f"{option}: {need}; name another text")
     config = application.config
     most = min(config.block_size, int((NUMBERS / (config.n_layer * config.n_head)) ** 0.5))
     if len(ids) > most:

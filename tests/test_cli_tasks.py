@@ -186,7 +186,10 @@ def test_sample_prints_the_report_that_training_printed(trained, capsys, monkeyp
     monkeypatch.chdir(folder)
     piped(monkeypatch, "")
     report = said(capsys, f"out/pairs-{model}")
-    first, second = report.out.splitlines()
+    first, second, third = report.out.splitlines()
+    assert (
+        re.fullmatch(r"0\.\d{4} nats per token of the answers", third) and third in printed[model]
+    )
     assert first == "exact match 100.0% of 6" and second.split() == ["pairs", "100.0%", "6"]
     assert first in printed[model] and second in printed[model] and report.err == ""
 

@@ -181,7 +181,7 @@ def test_a_table_has_one_number_per_column(runs, monkeypatch):
     [
         (["digits", "--explain", "abc"], "--explain: expected a model that writes"),
         (["digits", "--look", "abc"], "--look: expected a model that writes"),
-        (["text", "--look"], "--look: expected a text of 2 tokens"),
+        (["text", "--look"], "--look: expected 2 tokens or more"),
         (["text", "--look", "the", "--prompt", "x"], "expected one of these, got --prompt and"),
         (["text", "--explain", "the", "--interactive"], "got --interactive and --explain"),
     ],

@@ -297,7 +297,16 @@ WRONG = {
     "a vocabulary": ("bpe", "--vocab-size 300", "--vocab-size: expected none beside --init"),
     "a longer context": ("gpt2-mini", "--block-size 32", "--block-size: expected at most 16, as"),
     "a classifier": ("rows", "", "--init: expected a model that writes, got rows, which class"),
-    "nothing": ("no-run", "", "no-run: expected a checkpoint, found no file; train one first"),
+    "nothing": (
+        "no-run",
+        "",
+        "no-run: expected a checkpoint, found no file; name one of the runs there: answers, bpe, ",
+    ),
+    "a folder of runs": (
+        ".",
+        "",
+        "last.safetensors: expected a checkpoint, found no file; name one",
+    ),
     "images": ("gpt", "--data digits", "--init: expected text or a task, got images"),
     "a dry run": ("gpt", "--dry-run", "--init: expected none, as --dry-run reads nothing, got gpt"),
 }

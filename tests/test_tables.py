@@ -329,7 +329,7 @@ def test_the_name_of_a_text_loads_no_other_kind_of_data():
     code += "assert is_name('manual'); print(kind(['manual'], None), "
     code += "*(m.rpartition('.')[2] for m in sys.modules if m.startswith('minigpt.datasets.')))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert set(done.stdout.split()) == {"text", "catalogue", "stream"}
+    assert set(done.stdout.split()) == {"text", "catalogue", "stream", "encodings"}
 
 
 @pytest.mark.parametrize(

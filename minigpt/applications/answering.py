@@ -7,6 +7,7 @@ from minigpt.applications.writing import TextApplication
 from minigpt.datasets import tasks
 from minigpt.messages import note, quoted, say, silent, visible
 from minigpt.training.scores import exact, exact_by_kind
+from minigpt.training.trainer import mean_loss
 
 
 class Answering(TextApplication):
@@ -66,7 +67,8 @@ class Answering(TextApplication):
 
     def scores(self, model):
         x, y = tasks.encode(self.parts.test, self.tokenizer)
-        return exact_by_kind(model, x, y, tasks.kinds(self.parts.test))
+        lines = exact_by_kind(model, x, y, tasks.kinds(self.parts.test))
+        return [*lines, f"{mean_loss(model, x, y, 64):.4f} nats per token of the answers"]
 
     def listen(self, how, prompt):
         if how.stop:

@@ -55,7 +55,9 @@ class TextApplication(Application):
         if self.origin and (new := self.tokenizer.vocab_size - before.vocab_size):
             some = self.tokenizer.decode(range(before.vocab_size, before.vocab_size + new))
             are = "characters are" if new > 1 else "character is"
-            note(f"{new:,} {are} new to {self.origin['from']}: {some[:20]!r}")
+            rest = " ..." if new > 20 else ""
+            note(f"{new:,} {are} new to {self.origin['from']}: {some[:20]!r}{rest}")
+            note(f"{self.tokenizer.vocab_size:,} with those that it knows")
 
     def build(self, rng):
         shape = model_shape(self.config, self.tokenizer.vocab_size)
@@ -193,6 +195,8 @@ class Writing(TextApplication):
 
     def remark(self, trainer, loss, best):
         """The baselines that this loss is the first to fall below, for the end of the line."""
+        if self.origin:  # whose weights may be below some before the first step
+            best = min(best, self.first)
         passed = ", ".join(name for name, bar in self.to_beat.items() if loss < bar <= best)
         return f": past {passed}" if passed else ""
 

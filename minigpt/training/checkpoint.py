@@ -113,7 +113,9 @@ def _opened(path):
 
 def _check_version(path, about):
     if not isinstance(about, dict):
-        raise CheckpointError(f"{path}: a safetensors file, but not written by minigpt's train.py")
+        hint = "; of Hugging Face's files name the folder"
+        what = "a safetensors file, but not written by minigpt's train.py"
+        raise CheckpointError(f"{path}: {what}{hint}")
     version = about.pop("version", None)
     if version != VERSION:
         got = f"got {version}; open it with the minigpt that wrote it"

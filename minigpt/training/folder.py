@@ -153,7 +153,8 @@ def absent(file):
         return f"{kept.name} is of the run that --overwrite was replacing; --resume brings it back"
     if Path(file).name == "best.safetensors":
         return "the best of this run is missing; sample.py reads last.safetensors if it is named"
-    return "train one first"
+    runs = [str(found.parent) for found in sorted(Path(file).parent.glob("*/last.safetensors"))]
+    return f"name one of the runs there: {', '.join(runs[:5])}" if runs else "train one first"
 
 
 def cut_back(out, rows, step):
