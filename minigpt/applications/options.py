@@ -4,6 +4,7 @@ The defaults of an option depend on the data and on the model, a model's name ma
 and a run that is resumed keeps its options.
 """
 
+import os
 from pathlib import Path
 
 from minigpt.applications.application import model_shape
@@ -25,7 +26,8 @@ def folder_of(given):
     names = "+".join(names if len(names) < 4 else [*names[:2], f"{len(names) - 2}-more"])
     if run["init"]:
         origin = Path(run["init"]).resolve()
-        names += f"-from-{origin.parent.name if origin.is_file() else origin.name}"
+        origin = origin.parent if os.path.isfile(origin) else origin
+        names += f"-from-{origin.name}"
     else:
         names += f"-{run['model']}"
     return Path(run["out"] or f"out/{names}")

@@ -67,8 +67,8 @@ def found(names, run, began=None):
     words of --data lead to its data. An older checkpoint does not say, and a run or its data may
     have moved: so the current folder, that of the run and each around it are tried as well.
     """
-    here, run = os.path.realpath("."), Path(run).resolve()
-    run = run if run.is_dir() else run.parent
+    run = Path(run if os.path.isdir(run) else os.path.dirname(run))  # of a checkpoint, its folder
+    here, run = os.path.realpath("."), run.resolve()
     folders = [here, str(run), *map(str, run.parents)]
     if began is not None:
         folders.insert(0, os.path.realpath(run / str(began)))
