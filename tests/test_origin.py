@@ -247,13 +247,18 @@ def test_the_gradients_of_a_model_to_begin_with_are_checked(place, runs, capsys)
     assert "weights of" in capsys.readouterr().out and not (place / "out").exists()
 
 
-def test_answers_longer_than_the_positions_of_an_origin_are_refused_with_what_helps(
-    place, runs, capsys
+@pytest.mark.parametrize(
+    "name, remedy",
+    [("gpt2-mini", "shorten the examples, or --init another model"), ("gpt", "raise it")],
+)
+def test_answers_longer_than_the_context_of_an_origin_are_refused_with_what_helps(
+    place, runs, capsys, name, remedy
 ):
     (place / "long.tsv").write_text("".join(f"what {i}\t{'fox ' * 9}{i}\n" for i in range(60)))
-    words = ["--data", "long.tsv", "--init", str(runs / "gpt2-mini"), *FEW, "2"]
-    error = mistake(train.main, words, capsys, place)
-    assert "the longest example, got 16; shorten the examples, or --init another model" in error
+    words = ["--data", "long.tsv", "--init", str(runs / name), *FEW, "2"]
+    assert f"the longest example, got 16; {remedy}" in mistake(train.main, words, capsys, place)
+    if remedy == "raise it":
+        train.main([*words, "--block-size", "64"])
 
 
 def test_a_vocabulary_with_two_line_ends_in_a_token_reads_answers_alike(place):

@@ -42,7 +42,9 @@ class Answering(TextApplication):
         model = super().build(rng)
         if self.longest > model.block_size:
             need = f"expected at least {self.longest}, the longest example"
-            remedy = "shorten the examples, or --init another model" if self.origin else "raise it"
+            remedy = "raise it"
+            if self.origin and hasattr(model, "position"):  # it has no more positions
+                remedy = "shorten the examples, or --init another model"
             raise ValueError(f"--block-size: {need}, got {self.config.block_size}; {remedy}")
         return model
 
