@@ -62,9 +62,12 @@ def is_usual(pairs):
 
 
 def is_korean(pairs):
-    """Whether the characters are Korean, spelled in EUC-KR, whose syllables have the first bytes B0
-    to C8. They are sorted by sound, as the Chinese ones B0 to D7 are, of which about half lie from
-    C9 on. So if less than an eighth does, of at least nine different characters, it is Korean."""
+    """Whether the characters are Korean, spelled in EUC-KR.
+
+    Its syllables have the first bytes B0 to C8. The usual Chinese characters have B0 to D7, and
+    about half of those that a text uses lie from C9 on. So a text is Korean if none of 8 different
+    characters lies there, at most one of 16, two of 24, and so on; fewer than 8 tell nothing.
+    """
     different = {pair for pair in pairs if b"\xb0" <= pair < b"\xd8"}
     return sum(pair >= b"\xc9" for pair in different) <= len(different) / 8 - 1
 
