@@ -194,7 +194,8 @@ def matmul(a, b):
     a_nk, so its gradient is the sum over n of a_nk dy_nm, which is db = a^T dy.
     """
     x, w = operands(a, b)
-    a, b = (t if isinstance(t, Tensor) else array for t, array in ((a, x), (b, w)))
+    a = a if isinstance(a, Tensor) else x  # from a list, which has no axes
+    b = b if isinstance(b, Tensor) else w
     if x.ndim == 1 or w.ndim == 1:
         return _vector_matmul(a, b)
     if x.ndim > 2 and w.ndim == 2:
