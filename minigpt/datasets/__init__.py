@@ -14,7 +14,8 @@ KINDS = TOKENIZERS | {"special": "minigpt.datasets.bpe:SpecialTokenizer"}
 
 
 def tokenizer_class(name):
-    """The class of the tokenizer of this name; it has train, from_config, encode and decode."""
+    """The class of the tokenizer of this name. It has what CharTokenizer has: vocab_size, train,
+    encode, decode, decoder, unknown, extended, config and from_config."""
     return look_up(TOKENIZERS, name, "tokenizer")
 
 
