@@ -38,7 +38,8 @@ def nobody_reads(error):
 
 
 def quoted(word):
-    """A word as a user can paste it into a command; Windows' shells share double quotes alone."""
+    """A word as a user can paste it into a command. Of quotes, all shells of Windows know only the
+    double ones."""
     if WINDOWS:
         plain = re.fullmatch(r"[\w.:/\\+=-]+", word)
         return word if plain else '"' + word.replace('"', '\\"') + '"'

@@ -57,7 +57,7 @@ class TextApplication(Application):
             are = "characters are" if new > 1 else "character is"
             rest = " ..." if new > 20 else ""
             note(f"{new:,} {are} new to {self.origin['from']}: {some[:20]!r}{rest}")
-            note(f"{self.tokenizer.vocab_size:,} with those that it knows")
+            note(f"with those that it knows, there are {self.tokenizer.vocab_size:,}")
 
     def build(self, rng):
         shape = model_shape(self.config, self.tokenizer.vocab_size)
