@@ -230,7 +230,7 @@ def of_seeds(values, digits=1):
 
 
 def finetuning(result):
-    head, lines = ["a minute on ...", "score"], []
+    head, lines = ["a minute at most on ...", "score"], []
     for title, row in result["rows"].items():
         score, *hows = row
         digits = 1 if "%" in row[score] else 3
